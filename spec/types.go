@@ -1,0 +1,69 @@
+// Package spec turns CRI requests into OCI runtime specs. It is pure: the same
+// input gives the same spec; it touches no disk, no clock and no network.
+package spec
+
+import (
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	rspec "github.com/opencontainers/runtime-spec/specs-go"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// Facts are what the spec needs to know of this node.
+type Facts struct {
+	CgroupV2       bool
+	SystemdCgroup  bool
+	Seccomp        bool // kernel has seccomp filters
+	AppArmor       bool // kernel has AppArmor enabled
+	SELinux        bool
+	Capabilities   []string            // noded's own bounding set, "CAP_CHOWN" …: "all" and privileged mean these
+	HostDevices    []rspec.LinuxDevice // what a privileged container gets
+	Swap           bool                // memory.memsw / memory.swap exists
+	HugePages      []string            // "2MB", "1GB"
+	Rlimits        []rspec.POSIXRlimit // hard limits that noded itself cannot exceed; empty: none known
+	OOMScoreFloor  int                 // lowest oom_score_adj this process may set; CAP_SYS_RESOURCE gives -1000
+	RuntimeSpecMax string              // newest spec version the handler takes; "" is 1.0.2
+}
+
+// User is a resolved identity (user_namespaces aside).
+type User struct {
+	UID, GID       uint32
+	AdditionalGIDs []uint32
+	Home           string // from /etc/passwd; "/" if unknown
+	Name           string // for USER; may be empty
+}
+
+// Paths are the host files and namespaces that a container is joined to.
+type Paths struct {
+	RootFS     string
+	Hosts      string // host file mounted at /etc/hosts; "" none
+	Hostname   string // … at /etc/hostname
+	ResolvConf string // … at /etc/resolv.conf
+	Shm        string // … at /dev/shm; "" a private tmpfs
+	NetNS      string // "" the host's
+	IPCNS      string // "" the host's
+	UTSNS      string // "" the host's
+	PIDNS      string // join this; "" with HostPID false: a new one
+	HostPID    bool
+}
+
+// Input is all a container's spec depends on.
+type Input struct {
+	ID               string
+	PodID            string
+	Pod              *cri.PodSandboxConfig
+	Container        *cri.ContainerConfig
+	Image            ocispec.ImageConfig
+	ImageName        string // as the user wrote it
+	User             User
+	Paths            Paths
+	Cgroup           string              // OCI cgroupsPath
+	SeccompLocalhost *rspec.LinuxSeccomp // parsed Localhost profile, if one is asked for
+	// Devices are the host devices behind Container.Devices, resolved by the
+	// caller (major, minor, type), in the same order.
+	Devices [][]rspec.LinuxDevice
+	// Mounts are Container.Mounts after their sources were resolved by the
+	// caller: same order; Source is the path to bind.
+	MountSources []string
+	Annotations  map[string]string // allow-listed ones, passed to the runtime
+	Facts        Facts
+}
