@@ -1,0 +1,207 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+func write(t *testing.T, path, text string) string {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestDefaultIsValid(t *testing.T) {
+	if err := Default().Validate(); err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := Load("", "")
+	if err != nil || !reflect.DeepEqual(cfg, Default()) {
+		t.Fatalf("Load of nothing: %+v, %v", cfg, err)
+	}
+}
+
+func TestDropInsOverrideKeyByKey(t *testing.T) {
+	dir := t.TempDir()
+	file := write(t, dir+"/config.toml", `
+root = "/a"
+[network]
+bin_dirs = ["/x", "/y", "/z"]
+[runtime.handlers.crun]
+path = "/usr/bin/crun"
+`)
+	write(t, dir+"/conf.d/20-b.toml", "[network]\nbin_dirs = [\"/last\"]\n")
+	write(t, dir+"/conf.d/10-a.toml", "root = \"/b\"\n[network]\nbin_dirs = [\"/first\"]\nmode = \"builtin\"\n")
+	write(t, dir+"/conf.d/30-off.toml.disabled", "root = \"/c\"\n")
+	write(t, dir+"/conf.d/.hidden.toml", "root = \"/d\"\n")
+	cfg, err := Load(file, dir+"/conf.d")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Default()
+	want.Root = "/b"
+	want.Network.Mode = "builtin"
+	want.Network.BinDirs = []string{"/last"}
+	want.Runtime.Handlers["crun"] = Handler{Path: "/usr/bin/crun"}
+	if !reflect.DeepEqual(cfg, want) {
+		t.Errorf("got  %+v\nwant %+v", cfg, want)
+	}
+}
+
+func TestUnknownKeys(t *testing.T) {
+	dir := t.TempDir()
+	file := write(t, dir+"/config.toml", `roots = "/x"
+[network]
+mod = "cni"
+[network.builtin]
+brigde = "b"
+[cri]
+root = "/x"
+[plugins.cri]
+sandbox_image = "pause"
+[runtime.handlers.kata]
+paht = "/usr/bin/kata"
+`)
+	_, err := Load(file, "")
+	if err == nil {
+		t.Fatal("no error")
+	}
+	for _, want := range []string{
+		file + `:1: unknown key "roots", did you mean "root"?`,
+		file + `:3: unknown key "network.mod", did you mean "network.mode"?`,
+		file + `:5: unknown key "network.builtin.brigde", did you mean "network.builtin.bridge"?`,
+		file + `:7: unknown key "cri.root", did you mean "root"?`,
+		file + `:8: unknown key "plugins`,
+		file + `:11: unknown key "runtime.handlers.kata.paht", did you mean "runtime.handlers.kata.path"?`,
+	} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("the error lacks %q:\n%v", want, err)
+		}
+	}
+}
+
+func TestBadFilesNameTheirPlace(t *testing.T) {
+	for _, c := range []struct{ name, text, want string }{
+		{"syntax", "root = \n", "config.toml:1:"},
+		{"type", "[images]\nmax_parallel = \"four\"\n", "config.toml:2:"},
+		{"duration", "[cri]\nstream_idle_timeout = \"4 hours\"\n", `"4 hours" is not a duration`},
+		{"size", "[images]\nmin_rate = \"10KB/s\"\n", `"10KB/s" is not a size`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := Load(write(t, t.TempDir()+"/config.toml", c.text), "")
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("error %v, want %q in it", err, c.want)
+			}
+		})
+	}
+	if _, err := Load("/dev/zero", ""); err == nil {
+		t.Error("a device was read as a configuration")
+	}
+}
+
+func TestValidateTellsEverything(t *testing.T) {
+	cfg := Default()
+	cfg.Root, cfg.State = "var", "/"+strings.Repeat("s", 100)
+	cfg.Log.Level = "loud"
+	cfg.Log.Format = "xml"
+	cfg.CRI = CRI{Listen: "tcp://0.0.0.0:1", StreamAddress: "localhost:99999"}
+	cfg.Runtime.Default = "gone"
+	cfg.Runtime.CgroupDriver = "cgroupsfs"
+	cfg.Runtime.Handlers["Bad Name"] = Handler{}
+	cfg.Network.Mode = "none"
+	cfg.Network.ConfDir = "net.d"
+	cfg.Network.BinDirs = []string{"bin"}
+	cfg.Network.Builtin = Builtin{Bridge: "much-too-long-name", Subnets: []string{"10.0.0.1/16", "10.1.0.0/16", "x"}}
+	cfg.Images = Images{RegistryDirs: []string{"certs.d"}, MaxParallel: 0, MinRate: -1, Pinned: []string{"*a"}}
+	err := cfg.Validate()
+	if err == nil {
+		t.Fatal("no error")
+	}
+	for _, l := range leaves(cfg) {
+		if !strings.Contains(err.Error(), l.key+":") && !strings.HasPrefix(l.key, "runtime.handlers.runc") {
+			t.Errorf("nothing is said about the bad value of %s:\n%v", l.key, err)
+		}
+	}
+}
+
+func TestValidateFolders(t *testing.T) {
+	for _, c := range []struct {
+		root, state string
+		ok          bool
+	}{
+		{"/var/lib/noded", "/run/noded", true},
+		{"/n", "/n", false},
+		{"/n", "/n/state", false},
+		{"/n/root", "/n", false},
+		{"/n", "/nn", true},
+		{"/", "/run/noded", false},
+		{"/a,b", "/run/noded", false},
+	} {
+		cfg := Default()
+		cfg.Root, cfg.State = c.root, c.state
+		if err := cfg.Validate(); (err == nil) != c.ok {
+			t.Errorf("root %s, state %s: error %v, want ok %v", c.root, c.state, err, c.ok)
+		}
+	}
+}
+
+func TestDumpReadsBack(t *testing.T) {
+	cfg := Default()
+	cfg.Images.Pinned = []string{"registry.example/a*"}
+	cfg.Runtime.Handlers["crun"] = Handler{Path: "crun"}
+	text, err := Dump(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	back, err := Load(write(t, t.TempDir()+"/c.toml", string(text)), "")
+	if err != nil || !reflect.DeepEqual(back, cfg) {
+		t.Errorf("%v\n%s\ngave %+v\nwant %+v", err, text, back, cfg)
+	}
+}
+
+func TestDiff(t *testing.T) {
+	before, after := Default(), Default()
+	if d := Diff(before, after); d != nil {
+		t.Errorf("equal configurations differ in %v", d)
+	}
+	after.Log.Level = "debug"
+	after.Root = "/elsewhere"
+	after.CRI.StreamIdleTimeout /= 2
+	after.Runtime.Handlers = map[string]Handler{"crun": {Path: "crun"}}
+	want := []Change{
+		{"cri.stream_idle_timeout", `"4h"`, `"2h"`, false},
+		{"log.level", `"info"`, `"debug"`, true},
+		{"root", `"/var/lib/noded"`, `"/elsewhere"`, false},
+		{"runtime.handlers.crun.path", "", `"crun"`, false},
+		{"runtime.handlers.runc.path", `"runc"`, "", false},
+	}
+	if d := Diff(before, after); !reflect.DeepEqual(d, want) {
+		t.Errorf("got  %+v\nwant %+v", d, want)
+	}
+}
+
+func TestSizes(t *testing.T) {
+	for text, want := range map[string]Size{"0B": 0, "512B": 512, "10KiB": 10240, "16 MiB": 16 << 20, "1GiB": 1 << 30, "1537KiB": 1537 << 10} {
+		var s Size
+		if err := s.UnmarshalText([]byte(text)); err != nil || s != want {
+			t.Errorf("%s: %d, %v", text, s, err)
+		}
+		back, _ := s.MarshalText()
+		if string(back) != strings.ReplaceAll(text, " ", "") {
+			t.Errorf("%s is written as %s", text, back)
+		}
+	}
+	for _, text := range []string{"", "B", "-1B", "1", "1.5GiB", "9999999999GiB"} {
+		if err := new(Size).UnmarshalText([]byte(text)); err == nil {
+			t.Errorf("%q was taken as a size", text)
+		}
+	}
+}
