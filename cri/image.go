@@ -1,0 +1,176 @@
+package cri
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	api "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"noded.dev/noded/imagestore"
+	"noded.dev/noded/internal/kind"
+)
+
+// imageRequest and podRequest are what the interceptor logs of requests.
+type (
+	imageRequest interface{ GetImage() *api.ImageSpec }
+	podRequest   interface{ GetConfig() *api.PodSandboxConfig }
+)
+
+// ListImages lists all images, or the one that the filter names.
+func (s *Server) ListImages(_ context.Context, req *api.ListImagesRequest) (*api.ListImagesResponse, error) {
+	if req.GetFilter().GetImage().GetImage() == "" {
+		resp := &api.ListImagesResponse{}
+		for _, image := range s.images.List() {
+			resp.Images = append(resp.Images, describe(image))
+		}
+		return resp, nil
+	}
+	image, err := s.lookup(req.Filter.Image)
+	switch {
+	case kind.Is(err, kind.NotFound):
+		return &api.ListImagesResponse{}, nil
+	case err != nil:
+		return nil, err
+	}
+	return &api.ListImagesResponse{Images: []*api.Image{describe(image)}}, nil
+}
+
+// ImageStatus describes one image; one that is not there is no error.
+func (s *Server) ImageStatus(_ context.Context, req *api.ImageStatusRequest) (*api.ImageStatusResponse, error) {
+	image, err := s.lookup(req.Image)
+	switch {
+	case kind.Is(err, kind.NotFound):
+		return &api.ImageStatusResponse{}, nil
+	case err != nil:
+		return nil, err
+	}
+	resp := &api.ImageStatusResponse{Image: describe(image)}
+	if req.Verbose {
+		text, err := json.Marshal(map[string]any{
+			"imageSpec": image.Config, "manifest": image.Manifest, "pulledAt": image.PulledAt.UTC().Format(time.RFC3339),
+		})
+		if err != nil {
+			return nil, fmt.Errorf("describe image %s: %w", image.ID, err)
+		}
+		resp.Info = map[string]string{"info": string(text)}
+	}
+	return resp, nil
+}
+
+// PullImage pulls an image and returns its id, which is also what ListImages,
+// ImageStatus and ListContainers call it: the kubelet compares them.
+func (s *Server) PullImage(ctx context.Context, req *api.PullImageRequest) (*api.PullImageResponse, error) {
+	if err := checkImage(req.Image); err != nil {
+		return nil, err
+	}
+	if err := s.checkHandler(req.Image.RuntimeHandler); err != nil {
+		return nil, err
+	}
+	image, err := s.images.Pull(ctx, req.Image.Image, imagestore.PullOptions{Auth: credentials(req.Auth)})
+	if err != nil {
+		return nil, pullError(err)
+	}
+	return &api.PullImageResponse{ImageRef: image.ID}, nil
+}
+
+// RemoveImage removes an image with all its tags; one that is not there is
+// removed already.
+func (s *Server) RemoveImage(ctx context.Context, req *api.RemoveImageRequest) (*api.RemoveImageResponse, error) {
+	if err := checkImage(req.Image); err != nil {
+		return nil, err
+	}
+	if err := s.images.Remove(ctx, req.Image.Image); err != nil && !kind.Is(err, kind.NotFound) {
+		return nil, err
+	}
+	return &api.RemoveImageResponse{}, nil
+}
+
+// ImageFsInfo measures the file system of images, which is that of the
+// containers' writable layers too.
+func (s *Server) ImageFsInfo(context.Context, *api.ImageFsInfoRequest) (*api.ImageFsInfoResponse, error) {
+	usage, err := s.images.Usage()
+	if err != nil {
+		return nil, err
+	}
+	list := []*api.FilesystemUsage{{
+		Timestamp:  time.Now().UnixNano(),
+		FsId:       &api.FilesystemIdentifier{Mountpoint: usage.Path},
+		UsedBytes:  &api.UInt64Value{Value: usage.Bytes},
+		InodesUsed: &api.UInt64Value{Value: usage.Inodes},
+	}}
+	return &api.ImageFsInfoResponse{ImageFilesystems: list, ContainerFilesystems: list}, nil
+}
+
+func (s *Server) lookup(spec *api.ImageSpec) (imagestore.Image, error) {
+	if err := checkImage(spec); err != nil {
+		return imagestore.Image{}, err
+	}
+	return s.images.Lookup(spec.Image)
+}
+
+// checkHandler refuses an image for a runtime handler that is not configured.
+func (s *Server) checkHandler(name string) error {
+	if name == "" {
+		return nil
+	}
+	for _, h := range s.sandboxes.Status().Handlers {
+		if h.Name == name {
+			return nil
+		}
+	}
+	return kind.Errorf(kind.NotFound, "runtime handler %.128q is not configured", name)
+}
+
+func credentials(a *api.AuthConfig) *imagestore.Auth {
+	if a == nil {
+		return nil
+	}
+	auth := imagestore.Auth{
+		Username: a.Username, Password: a.Password, Encoded: a.Auth, ServerAddress: a.ServerAddress,
+		IdentityToken: a.IdentityToken, RegistryToken: a.RegistryToken,
+	}
+	if auth == (imagestore.Auth{ServerAddress: a.ServerAddress}) {
+		return nil // brings nothing
+	}
+	return &auth
+}
+
+func describe(image imagestore.Image) *api.Image {
+	d := &api.Image{
+		Id:          image.ID,
+		RepoTags:    image.Tags,
+		RepoDigests: image.Digests,
+		Size:        uint64(max(image.Size, 0)),
+		Spec:        &api.ImageSpec{Image: image.ID},
+		Pinned:      image.Pinned,
+	}
+	if uid, name := imageUser(image.Config.Config.User); name != "" {
+		d.Username = name
+	} else if uid >= 0 {
+		d.Uid = &api.Int64Value{Value: uid}
+	}
+	return d
+}
+
+// imageUser splits an image's USER ("user", "uid", "user:group") into a numeric
+// id, or -1, and a name. The kubelet refuses runAsNonRoot for uid 0 and for
+// names, so a number it could misread (with a sign, a space, too large) is given
+// as the name that it is.
+func imageUser(text string) (uid int64, name string) {
+	user, _, _ := strings.Cut(text, ":")
+	if user == "" {
+		return -1, ""
+	}
+	if strings.Trim(user, "0123456789") != "" {
+		return -1, user
+	}
+	n, err := strconv.ParseUint(user, 10, 31) // Kubernetes takes user ids up to 2^31-1
+	if err != nil {
+		return -1, user
+	}
+	return int64(n), ""
+}
