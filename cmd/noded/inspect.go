@@ -25,6 +25,9 @@ func inspectCommand(a *app) *cobra.Command {
 					}
 					return err
 				})
+				if len(all) == 0 {
+					return err
+				}
 				return errors.Join(writeJSON(a.out, all), err)
 			})
 		},

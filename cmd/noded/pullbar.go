@@ -30,7 +30,6 @@ type pullBar struct {
 
 // pullState is how far a pull is.
 type pullState struct {
-	host          string
 	done, total   int64 // compressed bytes; total 0 is not known yet
 	layers, ready int
 }

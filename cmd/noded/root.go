@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"regexp"
 	"strings"
 	"syscall"
 
@@ -54,7 +55,8 @@ func execute(args []string, in io.Reader, out, errOut io.Writer) int {
 	}
 	fmt.Fprintln(errOut, "noded:", explain(err, a.listen))
 	var usage usageError
-	if errors.As(err, &usage) {
+	// cobra has no type for this one.
+	if errors.As(err, &usage) || strings.HasPrefix(err.Error(), "unknown command") {
 		return 2
 	}
 	return 1
@@ -126,17 +128,13 @@ func (a *app) normalize() error {
 	return nil
 }
 
+var rpcPrefix = regexp.MustCompile(`rpc error: code = \w+ desc = `)
+
 // explain makes one line of an error, with what to do where that is known.
 func explain(err error, listen string) string {
-	text := err.Error()
+	// A status's text begins with its code, wherever it stands in the chain.
+	text := rpcPrefix.ReplaceAllString(err.Error(), "")
 	if s, ok := status.FromError(err); ok {
-		text = s.Message()
-		var wrapped interface{ GRPCStatus() *status.Status }
-		// FromError puts the whole chain's text into the message of a wrapped
-		// status, with "rpc error: code = …" in the middle.
-		if errors.As(err, &wrapped) {
-			text = strings.Replace(err.Error(), wrapped.GRPCStatus().Err().Error(), wrapped.GRPCStatus().Message(), 1)
-		}
 		switch s.Code() {
 		case codes.Unavailable:
 			text = unavailable(text, listen)

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -99,21 +100,25 @@ func (a *app) run(ctx context.Context, c *client, o runOptions) (err error) {
 	if _, err := a.ensureImage(ctx, c, o.image); err != nil {
 		return err
 	}
-	p, err := c.startPod(ctx, podConfig, ctrConfig, o.handler)
-	if err != nil {
-		return errors.Join(err, c.undo(ctx, p))
-	}
-	// From here on SIGINT stops the container and does not end this program.
-	if o.detach {
-		if err := c.startContainer(ctx, p.container); err != nil {
-			return errors.Join(err, c.undo(ctx, p))
+	started := false
+	p, err := c.makePod(ctx, podConfig, ctrConfig, o.handler)
+	defer func() {
+		if o.remove || !started {
+			err = errors.Join(err, c.undo(ctx, p))
 		}
+	}()
+	if err != nil {
+		return err
+	}
+	if err := c.startContainer(ctx, p.container); err != nil {
+		return err
+	}
+	started = true
+	if o.detach {
 		_, err := fmt.Fprintln(a.out, p.container)
 		return err
 	}
-	if o.remove {
-		defer func() { err = errors.Join(err, c.undo(ctx, p)) }()
-	}
+	// From here on an interrupt stops the container and does not end this program.
 	return a.foreground(context.WithoutCancel(ctx), c, p, o)
 }
 
@@ -135,7 +140,7 @@ func (c *client) nameIsFree(ctx context.Context, name string) error {
 	return err
 }
 
-func (c *client) startPod(ctx context.Context, pod *cri.PodSandboxConfig, ctr *cri.ContainerConfig, handler string) (runPod, error) {
+func (c *client) makePod(ctx context.Context, pod *cri.PodSandboxConfig, ctr *cri.ContainerConfig, handler string) (runPod, error) {
 	// The kubelet makes this folder for its pods; here this program is the kubelet.
 	if err := os.MkdirAll(pod.GetLogDirectory(), 0o755); err != nil {
 		return runPod{}, fmt.Errorf("make log folder: %w", err)
@@ -174,29 +179,26 @@ func (c *client) undo(ctx context.Context, p runPod) error {
 	return c.removePod(ctx, p.pod, true)
 }
 
-// foreground starts the container, connects it to this program's stdio and
-// returns its exit status. An interrupt stops the container, a second one at
-// once.
+// foreground connects a started container to this program's stdio and returns
+// its exit status. An interrupt stops the container, a second one at once.
 func (a *app) foreground(ctx context.Context, c *client, p runPod, o runOptions) error {
-	watch := c.watchExits(ctx)
-	defer watch.close()
 	reply, err := c.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: p.container})
 	if err != nil {
 		return fmt.Errorf("ask for container: %w", err)
-	}
-	if err := c.startContainer(ctx, p.container); err != nil {
-		return errors.Join(err, c.undo(ctx, p))
 	}
 	stopForwarding := c.stopOnSignal(ctx, p.container)
 	defer stopForwarding()
 	log := &logFollower{path: reply.GetStatus().GetLogPath(), printer: &logPrinter{out: a.out, err: a.err}}
 	if o.tty {
-		if err := a.attachTerminal(ctx, c, p.container, o.stdin, log); err != nil {
-			return err
-		}
-	} else if err := a.followOutput(ctx, c, p.container, o.stdin, log); err != nil {
+		err = a.attachTerminal(ctx, c, p.container, o.stdin, log)
+	} else {
+		err = a.followOutput(ctx, c, p.container, o.stdin, log)
+	}
+	if err != nil {
 		return err
 	}
+	watch := c.watchExits(ctx)
+	defer watch.close()
 	status, err := c.waitExit(ctx, watch, p.container)
 	if err != nil {
 		return err
@@ -226,12 +228,16 @@ func (a *app) followOutput(ctx context.Context, c *client, id string, stdin bool
 	return log.read(ctx, -1, ended)
 }
 
-// attachTerminal connects this terminal with the container's. A container that
-// ended before there was a connection has left its output in the log.
+// attachTerminal connects this terminal with the container's. What a container
+// wrote before there was a connection is in its log, which is shown if it ended
+// so soon that nothing came over the connection.
 func (a *app) attachTerminal(ctx context.Context, c *client, id string, stdin bool, log *logFollower) error {
+	watch := c.watchExits(ctx)
+	defer watch.close()
+	out := &countingWriter{w: a.out}
 	reply, err := c.Attach(ctx, &cri.AttachRequest{ContainerId: id, Stdin: stdin, Stdout: true, Tty: true})
 	if err == nil {
-		s := &session{url: reply.GetUrl(), stdout: a.out}
+		s := &session{url: reply.GetUrl(), stdout: out}
 		if stdin {
 			s.stdin = a.in
 		}
@@ -241,13 +247,27 @@ func (a *app) attachTerminal(ctx context.Context, c *client, id string, stdin bo
 			return err
 		})
 	}
-	if err != nil && c.hasEnded(ctx, id) {
-		return log.read(ctx, -1, nil)
-	}
-	if err != nil {
+	if err != nil && !c.hasEnded(ctx, id) {
 		return fmt.Errorf("attach terminal: %w", err)
 	}
-	return nil
+	if out.n > 0 {
+		return nil
+	}
+	if _, err := c.waitExit(ctx, watch, id); err != nil {
+		return err
+	}
+	return log.read(ctx, -1, nil)
+}
+
+type countingWriter struct {
+	w io.Writer
+	n int
+}
+
+func (c *countingWriter) Write(p []byte) (int, error) {
+	n, err := c.w.Write(p)
+	c.n += n
+	return n, err
 }
 
 func (c *client) hasEnded(ctx context.Context, id string) bool {
