@@ -1,0 +1,218 @@
+package sandbox
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	rspec "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"noded.dev/noded/imagestore"
+	"noded.dev/noded/internal/atomicfile"
+	"noded.dev/noded/internal/kind"
+	"noded.dev/noded/internal/steps"
+	"noded.dev/noded/internal/userdb"
+	"noded.dev/noded/runtime"
+	"noded.dev/noded/spec"
+)
+
+// CreateContainer makes a container whose process waits for StartContainer,
+// and returns its id. A request that is under way is joined; one that is done
+// gives the same id again.
+func (m *Manager) CreateContainer(ctx context.Context, podID string, config *cri.ContainerConfig) (string, error) {
+	p, err := m.pod(podID)
+	if err != nil {
+		return "", err
+	}
+	if err := spec.ValidateContainer(p.config, config); err != nil {
+		return "", err
+	}
+	meta := config.Metadata
+	key := fmt.Sprintf("create %s %q %d", p.id, meta.GetName(), meta.GetAttempt())
+	return m.flights.do(ctx, key, createLimit, func(ctx context.Context, at func(string)) (string, error) {
+		if c := p.find(meta); c != nil {
+			return c.again(config)
+		}
+		return p.create(ctx, config, at)
+	})
+}
+
+func (p *Pod) find(meta *cri.ContainerMetadata) *Container {
+	for _, c := range p.list() {
+		if c.view.Load().state.listed() && proto.Equal(c.config.Metadata, meta) {
+			return c
+		}
+	}
+	return nil
+}
+
+// again answers a request for a container that exists: the very same one, not
+// started yet, is done.
+func (c *Container) again(config *cri.ContainerConfig) (string, error) {
+	if state := c.view.Load().state; state != stateCreated || !proto.Equal(c.config, config) {
+		return "", kind.Errorf(kind.Exists, "container %s (attempt %d) exists as %s (%s); remove it or use another attempt",
+			c.name(), config.Metadata.GetAttempt(), c.id, state)
+	}
+	return c.id, nil
+}
+
+// creation carries what one step of creating a container hands to the next.
+type creation struct {
+	*Container
+	image  imagestore.Image
+	rootfs string
+	user   userdb.User
+	spec   *rspec.Spec
+}
+
+func (p *Pod) create(ctx context.Context, config *cri.ContainerConfig, at func(string)) (string, error) {
+	image, err := p.m.images.Lookup(config.Image.GetImage())
+	if err != nil {
+		return "", fmt.Errorf("image %q: %w", config.Image.GetImage(), err)
+	}
+	rec, err := p.newContainerRecord(config, image)
+	if err != nil {
+		return "", err
+	}
+	c := p.m.newContainer(p, rec, config)
+	if err := c.add(); err != nil {
+		return "", err
+	}
+	if err := acquire(ctx, c.busy); err != nil {
+		return "", err
+	}
+	defer func() { <-c.busy }()
+	made := &creation{Container: c, image: image}
+	err = steps.Run(ctx, "create container", at,
+		steps.Step{Name: "record", Do: made.recordFirst},
+		steps.Step{Name: "mount root filesystem", Do: made.mountRootfs},
+		steps.Step{Name: "resolve user", Do: made.resolveUser},
+		steps.Step{Name: "write bundle", Do: made.writeBundle},
+		steps.Step{Name: "create in runtime", Do: made.createInRuntime},
+	)
+	if err != nil {
+		clean, cancel := steps.CleanUp(ctx, destroyLimit)
+		defer cancel()
+		if e := c.destroy(clean); e != nil {
+			p.m.destroyLater(c.id, c.log, c.busy, c.destroy)
+			err = errors.Join(err, fmt.Errorf("undo: %w", e))
+		}
+		return "", fmt.Errorf("create container %s: %w", c.name(), err)
+	}
+	c.log.Info("container is created")
+	p.m.announce(p, c.id, cri.ContainerEventType_CONTAINER_CREATED_EVENT)
+	return c.id, nil
+}
+
+func (p *Pod) newContainerRecord(config *cri.ContainerConfig, image imagestore.Image) (containerRecord, error) {
+	raw, err := encodeMessage(config)
+	if err != nil {
+		return containerRecord{}, kind.Wrap(kind.Invalid, err)
+	}
+	pod := p.record()
+	id := newID()
+	cgroupPath, err := p.m.cgroups.OCIPath(pod.Cgroup, id, p.m.opts.SystemdCgroup)
+	if err != nil {
+		return containerRecord{}, err
+	}
+	signal := spec.StopSignal(config, image.Config.Config)
+	logPath := ""
+	if p.config.LogDirectory != "" && config.LogPath != "" {
+		logPath = filepath.Join(p.config.LogDirectory, config.LogPath)
+	}
+	return containerRecord{
+		Version: recordVersion, ID: id, PodID: p.id, State: stateCreating, BootID: p.m.opts.BootID,
+		Handler: pod.Handler, Config: raw, ImageID: image.ID, ImageName: config.Image.GetImage(),
+		Cgroup: cgroupPath, LogPath: logPath, CreatedAt: time.Now(),
+		StopSignal: signal, StopSignalName: criSignal(signal),
+	}, nil
+}
+
+func (c *creation) recordFirst(context.Context) error {
+	if err := os.MkdirAll(c.paths.bundle(), 0o700); err != nil {
+		return err
+	}
+	return c.note(func(*containerRecord) {})
+}
+
+func (c *creation) mountRootfs(ctx context.Context) (err error) {
+	c.rootfs, err = c.m.images.Mount(ctx, imagestore.MountRequest{
+		ID: c.id, ImageID: c.image.ID, ReadOnly: c.config.GetLinux().GetSecurityContext().GetReadonlyRootfs(),
+	})
+	return err
+}
+
+func (c *creation) resolveUser(context.Context) (err error) {
+	sec := c.config.GetLinux().GetSecurityContext()
+	req := userdb.Request{
+		RootFS: c.rootfs, ImageUser: c.image.Config.Config.User, RunAsUsername: sec.GetRunAsUsername(),
+		SupplementalGroups: sec.GetSupplementalGroups(),
+		StrictGroups:       sec.GetSupplementalGroupsPolicy() == cri.SupplementalGroupsPolicy_Strict,
+	}
+	if u := sec.GetRunAsUser(); u != nil {
+		req.RunAsUser = &u.Value
+	}
+	if g := sec.GetRunAsGroup(); g != nil {
+		req.RunAsGroup = &g.Value
+	}
+	c.user, err = userdb.Resolve(req)
+	return err
+}
+
+func (c *creation) writeBundle(ctx context.Context) error {
+	in, err := c.specInput(ctx)
+	if err != nil {
+		return err
+	}
+	if c.spec, err = spec.Container(in); err != nil {
+		return err
+	}
+	c.m.warnOnce(c.log, spec.Warnings(in))
+	b, err := json.Marshal(c.spec)
+	if err != nil {
+		return fmt.Errorf("encode spec: %w", err)
+	}
+	if err := c.makeLogFolder(); err != nil {
+		return err
+	}
+	return atomicfile.Write(filepath.Join(c.paths.bundle(), "config.json"), b, 0o600)
+}
+
+// makeLogFolder makes the folders between the pod's log directory and the
+// container's log file; the kubelet usually has.
+func (c *creation) makeLogFolder() error {
+	logPath := c.record().LogPath
+	if logPath == "" {
+		return nil
+	}
+	return os.MkdirAll(filepath.Dir(logPath), 0o755)
+}
+
+// createInRuntime has the OCI runtime make the container. A command that
+// cannot be executed does not fail here: kubelets expect that of StartContainer.
+func (c *creation) createInRuntime(ctx context.Context) error {
+	process, err := c.m.runtime.Create(ctx, c.request())
+	var start *runtime.StartError
+	if err != nil && !errors.As(err, &start) {
+		return err
+	}
+	_, saved := c.on(eventCreated, func(r *containerRecord) {
+		r.Process, r.User = process, c.user
+		if start != nil {
+			r.StartError = &startError{Code: start.Code, Message: start.Error()}
+		}
+	})
+	c.mu.Lock()
+	early := c.early
+	c.mu.Unlock()
+	if early != nil {
+		c.exited(*early)
+	}
+	return saved
+}

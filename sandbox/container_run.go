@@ -1,0 +1,175 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"noded.dev/noded/internal/kind"
+	"noded.dev/noded/internal/steps"
+	"noded.dev/noded/runtime"
+)
+
+// Reasons that the kubelet and its users look for in a container's status.
+const (
+	reasonCompleted  = "Completed"
+	reasonError      = "Error"
+	reasonOOMKilled  = "OOMKilled"
+	reasonStartError = "StartError"
+	reasonLost       = "ContainerStatusUnknown"
+	reasonNodeBoot   = "NodeRestart"
+)
+
+// StartContainer lets a created container execute its command.
+func (m *Manager) StartContainer(ctx context.Context, id string) error {
+	c, err := m.container(id)
+	if err != nil {
+		return err
+	}
+	_, err = m.flights.do(ctx, "start "+c.id, startLimit, func(ctx context.Context, at func(string)) (string, error) {
+		if err := acquire(ctx, c.busy); err != nil {
+			return "", err
+		}
+		defer func() { <-c.busy }()
+		return "", c.start(ctx, at)
+	})
+	return err
+}
+
+func (c *Container) start(ctx context.Context, at func(string)) error {
+	if _, err := c.on(eventStart, nil); err != nil {
+		return err
+	}
+	if refused := c.record().StartError; refused != nil {
+		c.refuse(*refused)
+		return kind.Errorf(kind.Aborted, "start %s: %s", c.name(), refused.Message)
+	}
+	err := steps.Run(ctx, "start container", at,
+		steps.Step{Name: "start", Do: func(ctx context.Context) error { return c.m.runtime.Start(ctx, c.id) }},
+	)
+	if err != nil {
+		return fmt.Errorf("start %s: %w", c.name(), errors.Join(err, c.startFailed(ctx, err)))
+	}
+	return c.started()
+}
+
+func (c *Container) started() error {
+	moved, err := c.on(eventStarted, func(r *containerRecord) { r.StartedAt = time.Now() })
+	if err != nil {
+		return fmt.Errorf("start %s: %w", c.name(), err)
+	}
+	if moved {
+		c.log.Info("container is running")
+		c.m.announce(c.pod, c.id, cri.ContainerEventType_CONTAINER_STARTED_EVENT)
+	}
+	return nil
+}
+
+// startFailed ends a container whose start did not succeed: a command that
+// cannot be executed never can, and one that hangs must not run unseen.
+func (c *Container) startFailed(ctx context.Context, cause error) error {
+	var start *runtime.StartError
+	if errors.As(cause, &start) {
+		c.refuse(startError{Code: start.Code, Message: start.Error()})
+		return nil
+	}
+	clean, cancel := steps.CleanUp(ctx, destroyLimit)
+	defer cancel()
+	return c.kill(clean)
+}
+
+// refuse ends a container whose command cannot be executed, in the form in
+// which kubelets show it: exited, StartError, 126 to 128.
+func (c *Container) refuse(why startError) {
+	c.finish(runtime.Exit{ID: c.id, Code: why.Code, At: time.Now()}, reasonStartError, why.Message)
+}
+
+// exited notes how the container's process ended. It may be told twice, and
+// before the creation of the container is written down.
+func (c *Container) exited(exit runtime.Exit) {
+	c.mu.Lock()
+	if c.rec.State == stateCreating {
+		c.early = &exit
+		c.mu.Unlock()
+		return
+	}
+	c.mu.Unlock()
+	reason, message := c.explain(exit)
+	c.finish(exit, reason, message)
+}
+
+func (c *Container) finish(exit runtime.Exit, reason, message string) {
+	moved, err := c.on(eventExit, func(r *containerRecord) {
+		r.FinishedAt, r.ExitCode, r.Reason, r.Message = exit.At, exit.Code, reason, message
+		if r.StartedAt.IsZero() && reason != reasonStartError {
+			// It ended before its start was written down; kubelets take a
+			// finish without a start for one that never ran.
+			r.StartedAt = r.CreatedAt
+		}
+	})
+	if err != nil {
+		c.log.WithError(err).Warn("exit is not saved")
+	}
+	if !moved {
+		return
+	}
+	c.stats.close()
+	c.log.WithFields(map[string]any{"exit_code": exit.Code, "reason": reason}).Info("container has exited")
+	c.m.announce(c.pod, c.id, cri.ContainerEventType_CONTAINER_STOPPED_EVENT)
+	c.letGo()
+}
+
+// letGo begins to free what the runtime, the shim and the kernel hold of a
+// container that has exited, so that dead containers cost only their record
+// and files.
+func (c *Container) letGo() {
+	c.m.flights.begin("release "+c.id, func(ctx context.Context) {
+		if err := exclusively(ctx, c.busy, c.releaseRuntime); err != nil {
+			c.log.WithError(err).Warn("exited container is not released yet, removing it will")
+		}
+	})
+}
+
+// explain turns an exit into the CRI's reason and message. A container counts
+// as OOM-killed when the kernel killed something of it for memory and its
+// init ended by SIGKILL.
+func (c *Container) explain(exit runtime.Exit) (reason, message string) {
+	if exit.Lost {
+		return reasonLost, "the exit status was lost: both noded processes were dead when the container ended"
+	}
+	const killed = 128 + 9
+	if exit.Code == killed {
+		group := c.m.cgroups.Open(c.m.cgroups.Dir(c.record().Cgroup))
+		defer group.Close()
+		if kills, err := group.OOMKills(); err == nil && kills > 0 {
+			return reasonOOMKilled, ""
+		}
+	}
+	if exit.Code == 0 {
+		return reasonCompleted, ""
+	}
+	return reasonError, ""
+}
+
+// releaseRuntime makes the OCI runtime and the shim forget the container and
+// ends whatever is left in its cgroup. It needs c.busy and can be repeated.
+func (c *Container) releaseRuntime(ctx context.Context) error {
+	rec := c.record()
+	if rec.RuntimeGone || rec.Cgroup == "" {
+		return nil
+	}
+	dir := c.m.cgroups.Dir(rec.Cgroup)
+	return steps.Run(ctx, "release container", nil,
+		// With a shared PID namespace, what the container's init leaves behind
+		// lives on in its cgroup.
+		steps.Step{Name: "kill cgroup", Do: func(ctx context.Context) error { return c.m.cgroups.Kill(ctx, dir) }},
+		steps.Step{Name: "delete from runtime", Do: func(ctx context.Context) error { return c.m.runtime.Delete(ctx, c.request()) }},
+		steps.Step{Name: "remove cgroup", Do: func(ctx context.Context) error { return c.m.cgroups.Remove(ctx, dir) }},
+		steps.Step{Name: "record released", Do: func(context.Context) error {
+			return c.note(func(r *containerRecord) { r.RuntimeGone = true })
+		}},
+	)
+}

@@ -1,0 +1,101 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"noded.dev/noded/internal/kind"
+)
+
+func TestFlightIsJoined(t *testing.T) {
+	var fs flights
+	var runs atomic.Int32
+	release := make(chan struct{})
+	work := func(context.Context, func(string)) (string, error) {
+		runs.Add(1)
+		<-release
+		return "id", nil
+	}
+	var wg sync.WaitGroup
+	started := make(chan struct{}, 64)
+	for range 64 {
+		wg.Go(func() {
+			started <- struct{}{}
+			id, err := fs.do(t.Context(), "k", time.Minute, work)
+			if id != "id" || err != nil {
+				t.Errorf("got %q, %v", id, err)
+			}
+		})
+	}
+	for range 64 {
+		<-started
+	}
+	close(release)
+	wg.Wait()
+	// Callers that came after its end start a second run; 64 at once may not.
+	if n := runs.Load(); n > 2 {
+		t.Errorf("the work ran %d times", n)
+	}
+}
+
+// A caller whose deadline passes gets told where the work is; the work goes on
+// and the retry gets its result.
+func TestFlightOutlivesItsCaller(t *testing.T) {
+	var fs flights
+	inStep, release := make(chan struct{}), make(chan struct{})
+	work := func(ctx context.Context, at func(string)) (string, error) {
+		at("connect network")
+		close(inStep)
+		<-release
+		return "id", ctx.Err()
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { <-inStep; cancel() }()
+	_, err := fs.do(ctx, "k", time.Minute, work)
+	if !errors.Is(err, context.Canceled) || !kind.Is(err, kind.Canceled) {
+		t.Fatalf("got %v", err)
+	}
+	if want := `still in step "connect network", a retry will join it: context canceled`; err.Error() != want {
+		t.Errorf("got %q, want %q", err, want)
+	}
+	go close(release)
+	if id, err := fs.do(t.Context(), "k", time.Minute, work); id != "id" || err != nil {
+		t.Errorf("retry got %q, %v", id, err)
+	}
+}
+
+func TestFlightLimit(t *testing.T) {
+	var fs flights
+	_, err := fs.do(t.Context(), "k", time.Millisecond, func(ctx context.Context, _ func(string)) (string, error) {
+		<-ctx.Done()
+		return "", ctx.Err()
+	})
+	if !kind.Is(err, kind.Deadline) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestFlightsClose(t *testing.T) {
+	var fs flights
+	ended := make(chan struct{})
+	begun := make(chan struct{})
+	fs.begin("k", func(ctx context.Context) {
+		close(begun)
+		<-ctx.Done()
+		close(ended)
+	})
+	<-begun
+	fs.close()
+	select {
+	case <-ended:
+	default:
+		t.Error("close returned before the work did")
+	}
+	if _, err := fs.do(t.Context(), "k", time.Minute, nil); !kind.Is(err, kind.Unavailable) {
+		t.Errorf("after close: %v", err)
+	}
+}

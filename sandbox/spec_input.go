@@ -1,0 +1,167 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	rspec "github.com/opencontainers/runtime-spec/specs-go"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"noded.dev/noded/internal/facts"
+	"noded.dev/noded/internal/hostdev"
+	"noded.dev/noded/internal/kind"
+	"noded.dev/noded/internal/namespace"
+	"noded.dev/noded/spec"
+)
+
+// specInput gathers what the container's spec depends on: the request, the
+// image, and everything that has to be looked up on this node.
+func (c *creation) specInput(ctx context.Context) (spec.Input, error) {
+	paths, err := c.specPaths(ctx)
+	if err != nil {
+		return spec.Input{}, err
+	}
+	in := spec.Input{
+		ID: c.id, PodID: c.pod.id, Pod: c.pod.config, Container: c.config,
+		Image: c.image.Config.Config, ImageName: c.record().ImageName,
+		User:  spec.User{UID: c.user.UID, GID: c.user.GID, AdditionalGIDs: c.user.AdditionalGIDs, Home: c.user.Home, Name: c.user.Name},
+		Paths: paths, Cgroup: c.record().Cgroup, Facts: c.m.opts.Facts,
+	}
+	if info, err := c.m.runtime.Handler(c.record().Handler.Name); err == nil {
+		in.Facts.RuntimeSpecMax = info.SpecMax
+	}
+	if in.MountSources, err = mountSources(ctx, c.config.Mounts); err != nil {
+		return in, err
+	}
+	if in.Devices, err = hostDevices(c.config.Devices); err != nil {
+		return in, err
+	}
+	in.SeccompLocalhost, err = localhostSeccomp(c.config)
+	return in, err
+}
+
+// specPaths says which of the pod's files and namespaces the container joins.
+func (c *creation) specPaths(ctx context.Context) (spec.Paths, error) {
+	p := c.pod
+	paths := spec.Paths{
+		RootFS: c.rootfs, Hosts: p.paths.hosts(), Hostname: p.paths.hostname(), ResolvConf: p.paths.resolvConf(), Shm: p.shmPath(),
+	}
+	if !hostNetwork(p.config) {
+		paths.NetNS = namespace.Path(p.paths.ns, "net")
+		paths.UTSNS = namespace.Path(p.paths.ns, "uts")
+	}
+	if !hostIPC(p.config) {
+		paths.IPCNS = namespace.Path(p.paths.ns, "ipc")
+	}
+	own := c.config.GetLinux().GetSecurityContext().GetNamespaceOptions()
+	switch own.GetPid() {
+	case cri.NamespaceMode_POD:
+		pid, err := p.ensureInit(ctx)
+		if err != nil {
+			return paths, fmt.Errorf("shared PID namespace: %w", err)
+		}
+		paths.PIDNS = fmt.Sprintf("/proc/%d/ns/pid", pid)
+	case cri.NamespaceMode_NODE:
+		paths.HostPID = true
+	case cri.NamespaceMode_TARGET:
+		pid, err := p.targetPid(own.GetTargetId())
+		if err != nil {
+			return paths, err
+		}
+		paths.PIDNS = fmt.Sprintf("/proc/%d/ns/pid", pid)
+	}
+	return paths, nil
+}
+
+// targetPid is the init of the container whose PID namespace is to be joined,
+// which must be another running one of the same pod.
+func (p *Pod) targetPid(id string) (int, error) {
+	target, err := p.m.container(id)
+	if err != nil {
+		return 0, kind.Wrap(kind.Precondition, fmt.Errorf("target of the PID namespace: %w", err))
+	}
+	rec := target.record()
+	if target.pod != p || rec.State != stateRunning {
+		return 0, kind.Errorf(kind.Precondition, "target of the PID namespace: container %s is not a running one of this pod", id)
+	}
+	return rec.Process.Pid, nil
+}
+
+// mountSources finds the host path behind every mount, in their order. A
+// missing one is created as a folder, as kubelets are used to.
+func mountSources(ctx context.Context, mounts []*cri.Mount) ([]string, error) {
+	sources := make([]string, len(mounts))
+	for i, mount := range mounts {
+		if mount.GetImage().GetImage() != "" {
+			return nil, kind.Errorf(kind.Unimplemented, "mount %s: image mounts are not supported", mount.ContainerPath)
+		}
+		source, err := hostPath(ctx, mount.HostPath)
+		if err != nil {
+			return nil, fmt.Errorf("mount %s: %w", mount.ContainerPath, err)
+		}
+		sources[i] = source
+	}
+	return sources, nil
+}
+
+// hostPath resolves the links of a host path. The path may be on a file system
+// that never answers (NFS without a server), so the wait ends with ctx; the
+// thread that is stuck in the kernel is lost until the file system answers.
+func hostPath(ctx context.Context, path string) (string, error) {
+	type result struct {
+		path string
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		resolved, err := filepath.EvalSymlinks(path)
+		if errors.Is(err, os.ErrNotExist) {
+			if _, e := os.Lstat(path); e == nil {
+				err = fmt.Errorf("dangling link: %w", err)
+			} else if err = os.MkdirAll(path, 0o755); err == nil {
+				resolved, err = filepath.EvalSymlinks(path)
+			}
+		}
+		done <- result{resolved, err}
+	}()
+	select {
+	case r := <-done:
+		return r.path, kind.Wrap(kind.Invalid, r.err)
+	case <-ctx.Done():
+		return "", fmt.Errorf("host path %s does not answer: %w", path, ctx.Err())
+	}
+}
+
+// hostDevices resolves the devices asked for; a folder stands for all in it.
+func hostDevices(devices []*cri.Device) ([][]rspec.LinuxDevice, error) {
+	out := make([][]rspec.LinuxDevice, len(devices))
+	for i, d := range devices {
+		found, err := hostdev.Resolve(d.HostPath, d.ContainerPath)
+		if err != nil {
+			return nil, fmt.Errorf("device %s: %w", d.HostPath, err)
+		}
+		out[i] = found
+	}
+	return out, nil
+}
+
+// localhostSeccomp reads the profile file that the container asks for; nil if
+// it asks for none.
+func localhostSeccomp(config *cri.ContainerConfig) (*rspec.LinuxSeccomp, error) {
+	path := spec.SeccompPath(config)
+	if path == "" {
+		return nil, nil
+	}
+	b, err := facts.SeccompProfile(path, spec.SeccompPathLimit)
+	if err != nil {
+		return nil, err
+	}
+	profile, err := spec.ParseSeccomp(b)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return profile, nil
+}
