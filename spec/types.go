@@ -22,14 +22,18 @@ type Facts struct {
 	Rlimits        []rspec.POSIXRlimit // hard limits that noded itself cannot exceed; empty: none known
 	OOMScoreFloor  int                 // lowest oom_score_adj this process may set; CAP_SYS_RESOURCE gives -1000
 	RuntimeSpecMax string              // newest spec version the handler takes; "" is 1.0.2
+
+	Hostname        string // the node's, for pods in its network namespace
+	AppArmorDefault string // profile loaded on the node for RuntimeDefault; "" none
+	RRO             bool   // kernel and handler can make mounts recursively read-only
 }
 
 // User is a resolved identity (user_namespaces aside).
 type User struct {
 	UID, GID       uint32
-	AdditionalGIDs []uint32
-	Home           string // from /etc/passwd; "/" if unknown
-	Name           string // for USER; may be empty
+	AdditionalGIDs []uint32 // GID too: a process that changes its primary group keeps it
+	Home           string   // from /etc/passwd; "/" if unknown
+	Name           string   // for USER; may be empty
 }
 
 // Paths are the host files and namespaces that a container is joined to.
@@ -44,6 +48,7 @@ type Paths struct {
 	UTSNS      string // "" the host's
 	PIDNS      string // join this; "" with HostPID false: a new one
 	HostPID    bool
+	Self       string // the noded binary, which is the init of a shared PID namespace
 }
 
 // Input is all a container's spec depends on.
@@ -64,6 +69,10 @@ type Input struct {
 	// Mounts are Container.Mounts after their sources were resolved by the
 	// caller: same order; Source is the path to bind.
 	MountSources []string
-	Annotations  map[string]string // allow-listed ones, passed to the runtime
+	Annotations  map[string]string // allow-listed ones (see AllowAnnotations), passed to the runtime
 	Facts        Facts
+
+	// Defaults that this node's configuration gives to every container.
+	Rlimits   []rspec.POSIXRlimit // lowered to Facts.Rlimits; empty: what the shim has
+	PidsLimit int64               // 0: only the pod's limit
 }

@@ -1,0 +1,107 @@
+package spec
+
+import (
+	"strings"
+
+	rspec "github.com/opencontainers/runtime-spec/specs-go"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"noded.dev/noded/internal/kind"
+)
+
+// applyAppArmor names the profile that confines the process. A profile that
+// cannot be applied is an error: running without it would be silent.
+func applyAppArmor(in *Input, s *rspec.Spec) error {
+	p := appArmorProfile(in.security())
+	if in.privileged() {
+		return nil
+	}
+	if p == nil {
+		if in.Facts.AppArmor {
+			s.Process.ApparmorProfile = in.Facts.AppArmorDefault
+		}
+		return nil
+	}
+	if p.GetProfileType() == cri.SecurityProfile_Unconfined {
+		if in.Facts.AppArmor {
+			s.Process.ApparmorProfile = "unconfined"
+		}
+		return nil
+	}
+	if !in.Facts.AppArmor {
+		return kind.Errorf(kind.Precondition, "an AppArmor profile is asked for, but AppArmor is not enabled on this node")
+	}
+	if p.GetProfileType() == cri.SecurityProfile_Localhost {
+		s.Process.ApparmorProfile = p.GetLocalhostRef()
+		return nil
+	}
+	if in.Facts.AppArmorDefault == "" {
+		return kind.Errorf(kind.Precondition, "the default AppArmor profile is asked for, but none is loaded on this node")
+	}
+	s.Process.ApparmorProfile = in.Facts.AppArmorDefault
+	return nil
+}
+
+// appArmorProfile is nil if none is asked for.
+func appArmorProfile(sc *cri.LinuxContainerSecurityContext) *cri.SecurityProfile {
+	p := sc.GetApparmor()
+	if old := sc.GetApparmorProfile(); p == nil && old != "" { //nolint:staticcheck // deprecated, but still sent
+		p = profileFromString(old)
+	}
+	return p
+}
+
+func validateAppArmor(sc *cri.LinuxContainerSecurityContext) error {
+	p := appArmorProfile(sc)
+	if p == nil {
+		if old := sc.GetApparmorProfile(); old != "" { //nolint:staticcheck // deprecated, but still sent
+			return kind.Errorf(kind.Invalid, "AppArmor profile %q", clip(old))
+		}
+		return nil
+	}
+	if _, ok := cri.SecurityProfile_ProfileType_name[int32(p.GetProfileType())]; !ok {
+		return kind.Errorf(kind.Invalid, "AppArmor profile type %d", p.GetProfileType())
+	}
+	if p.GetProfileType() != cri.SecurityProfile_Localhost {
+		return nil
+	}
+	if p.GetLocalhostRef() == "" {
+		return kind.Errorf(kind.Invalid, "AppArmor profile without a name")
+	}
+	return checkText("AppArmor profile", p.GetLocalhostRef(), maxName)
+}
+
+// applySELinux sets the labels that are asked for. Where SELinux is off they
+// are left out, with a warning: manifests that are used on every kind of node
+// carry them.
+func applySELinux(in *Input, s *rspec.Spec) error {
+	o := in.security().GetSelinuxOptions()
+	if !in.Facts.SELinux || in.privileged() || o == nil {
+		return nil
+	}
+	level := choose(o.GetLevel(), "s0")
+	s.Process.SelinuxLabel = strings.Join([]string{
+		choose(o.GetUser(), "system_u"), choose(o.GetRole(), "system_r"), choose(o.GetType(), "container_t"), level}, ":")
+	s.Linux.MountLabel = "system_u:object_r:container_file_t:" + level
+	return nil
+}
+
+func selinuxWarning(in *Input) string {
+	if in.Facts.SELinux || in.security().GetSelinuxOptions() == nil {
+		return ""
+	}
+	return "SELinux is off on this node; SELinux options are not applied"
+}
+
+func validateSELinux(o *cri.SELinuxOption) error {
+	for what, v := range map[string]string{"user": o.GetUser(), "role": o.GetRole(), "type": o.GetType(), "level": o.GetLevel()} {
+		if err := checkText("SELinux "+what, v, maxName); err != nil {
+			return err
+		}
+		// Only a level has parts of its own.
+		if what != "level" && strings.Contains(v, ":") {
+			return kind.Errorf(kind.Invalid, "SELinux %s %q has a colon", what, clip(v))
+		}
+	}
+	return nil
+}

@@ -1,0 +1,30 @@
+package spec
+
+import (
+	rspec "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// applyNamespaces joins the pod's namespaces; the mount namespace is always the
+// container's own. A namespace that is the host's is left out.
+func applyNamespaces(in *Input, s *rspec.Spec) error {
+	p := in.Paths
+	ns := []rspec.LinuxNamespace{{Type: rspec.MountNamespace}}
+	join := func(t rspec.LinuxNamespaceType, path string) {
+		if path != "" {
+			ns = append(ns, rspec.LinuxNamespace{Type: t, Path: path})
+		}
+	}
+	join(rspec.NetworkNamespace, p.NetNS)
+	join(rspec.IPCNamespace, p.IPCNS)
+	join(rspec.UTSNamespace, p.UTSNS)
+	if !p.HostPID {
+		ns = append(ns, rspec.LinuxNamespace{Type: rspec.PIDNamespace, Path: p.PIDNS})
+	}
+	// On v2 it hides the node's cgroup paths. On v1 runtimes bind the
+	// container's own cgroups instead; privileged containers manage the node's.
+	if in.Facts.CgroupV2 && !in.privileged() {
+		ns = append(ns, rspec.LinuxNamespace{Type: rspec.CgroupNamespace})
+	}
+	s.Linux.Namespaces = ns
+	return nil
+}
