@@ -39,11 +39,37 @@ func (n *Node) Close() error {
 	for _, pid := range n.server.helpers(n) {
 		errs = append(errs, end(pid))
 	}
-	errs = append(errs, n.scrub())
+	errs = append(errs, n.keepLogs(), n.scrub())
 	if n.before != nil && errors.Join(errs...) == nil {
 		errs = append(errs, n.leftovers())
 	}
 	return errors.Join(errs...)
+}
+
+// Logs is the environment variable that names a folder where logs are kept.
+const Logs = "NODED_TEST_LOGS"
+
+// keepLogs saves what the daemon, and what else was told to log into the
+// node's folder, wrote.
+func (n *Node) keepLogs() error {
+	keep := os.Getenv(Logs)
+	if keep == "" {
+		return nil
+	}
+	logs, err := filepath.Glob(filepath.Join(n.Dir, "*.log"))
+	if err != nil {
+		return err
+	}
+	for _, path := range logs {
+		data, err := os.ReadFile(path)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(keep, n.Tag+"-"+filepath.Base(path)), data, 0o600)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // leftovers polls, because the kernel ends some things in its own time.

@@ -16,8 +16,14 @@ func Build(dir string, tags ...string) (string, error) {
 	if bin := os.Getenv("NODED_BIN"); bin != "" && len(tags) == 0 {
 		return filepath.Abs(bin)
 	}
+	// Built in the daemon's own module, whichever module the tests are of.
+	module, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "noded.dev/noded").Output()
+	if err != nil {
+		return "", fmt.Errorf("find the module: %w", err)
+	}
 	bin := filepath.Join(dir, strings.Join(append([]string{"noded"}, tags...), "-"))
 	cmd := exec.Command("go", "build", "-buildvcs=false", "-tags", strings.Join(tags, ","), "-o", bin, "noded.dev/noded/cmd/noded")
+	cmd.Dir = strings.TrimSpace(string(module))
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build noded: %w: %s", err, out)
