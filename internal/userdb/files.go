@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"strings"
 	"unicode"
@@ -127,7 +126,7 @@ func hasMember(list, name string) bool {
 // there has no lines: images without one are common.
 func eachLine(rootfs, name string, do func(line string) (more bool, err error)) (err error) {
 	f, err := open(rootfs, name)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+	if errors.Is(err, errNoFile) {
 		return nil
 	}
 	if err != nil {
@@ -151,6 +150,8 @@ func eachLine(rootfs, name string, do func(line string) (more bool, err error)) 
 	return nil
 }
 
+var errNoFile = errors.New("the image has no such file")
+
 // open finds name beneath rootfs as a process inside would (links are resolved
 // within it), and only then opens it for reading, if it is a regular file of
 // permitted size: opening a device or FIFO could block or have effects.
@@ -165,7 +166,7 @@ func open(rootfs, name string) (*os.File, error) {
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
 	})
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
-		return nil, err
+		return nil, errNoFile
 	}
 	if err != nil {
 		return nil, kind.Errorf(kind.Invalid, "open the image's /%s: %w", name, err)
