@@ -24,6 +24,9 @@ type Pod struct {
 	IngressBPS, EgressBPS    uint64 // bandwidth annotations in bits per second; 0 unlimited
 }
 
+// podInterface is the name inside the pod, as kubelets and probes expect it.
+const podInterface = "eth0"
+
 // Result is a pod's network as it was set up.
 type Result struct {
 	IPs []netip.Addr // primary first, at most one more of the other family first after it

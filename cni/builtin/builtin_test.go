@@ -208,7 +208,10 @@ func run(t testing.TB, name string, args ...string) string {
 }
 
 func TestIPv4Only(t *testing.T) {
-	n := open(t, func(o *Options) { o.Bridge = "ndtest4"; o.Subnets = []netip.Prefix{netip.MustParsePrefix("10.90.0.0/29")} })
+	n := open(t, func(o *Options) {
+		o.Bridge = "ndtest4"
+		o.Subnets = []netip.Prefix{netip.MustParsePrefix("10.90.0.0/29")}
+	})
 	pod := Pod{ID: "p", NetNS: nettest.Pod(t)}
 	if addrs := add(t, n, pod); len(addrs) != 1 {
 		t.Errorf("addresses %v", addrs)
