@@ -128,7 +128,7 @@ func Default() Config {
 			Mode:    "cni",
 			ConfDir: "/etc/cni/net.d",
 			BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"},
-			Builtin: Builtin{Bridge: "noded0", Subnets: []string{"10.85.0.0/16", "fd00:6e6f:6465::/64"}},
+			Builtin: Builtin{Bridge: "noded0", Subnets: []string{"10.89.0.0/16", "fd00:10:89::/64"}},
 		},
 		Images: Images{
 			RegistryDirs: []string{"/etc/noded/certs.d", "/etc/containerd/certs.d", "/etc/docker/certs.d"},

@@ -152,7 +152,7 @@ func (b Builtin) validate(p *problems) {
 	for _, s := range b.Subnets {
 		prefix, err := netip.ParsePrefix(s)
 		if err != nil {
-			p.addf("network.builtin.subnets", "%q is not a range such as 10.85.0.0/16", s)
+			p.addf("network.builtin.subnets", "%q is not a range such as 10.89.0.0/16", s)
 			continue
 		}
 		if prefix != prefix.Masked() {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -19,7 +20,7 @@ type configFlags struct {
 
 func (f *configFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.file, "config", defaultConfig, "configuration file; a missing one is an error unless it is the default")
-	cmd.Flags().StringVar(&f.dir, "config-dir", defaultConfigDir, "folder of drop-ins, *.toml")
+	cmd.Flags().StringVar(&f.dir, "config-dir", "", "folder of drop-ins, *.toml; conf.d beside the configuration file otherwise")
 	cmd.Flags().StringVar(&f.root, "root", "", "overrides the key root")
 	cmd.Flags().StringVar(&f.state, "state", "", "overrides the key state")
 }
@@ -28,11 +29,14 @@ func (f *configFlags) add(cmd *cobra.Command) {
 // the socket moves into that folder too: two daemons that differ in their
 // folders do not meet at one socket.
 func (f *configFlags) load(cmd *cobra.Command) (config.Config, error) {
-	file := f.file
+	file, dir := f.file, f.dir
+	if dir == "" {
+		dir = filepath.Join(filepath.Dir(file), "conf.d")
+	}
 	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) && !cmd.Flags().Changed("config") {
 		file = ""
 	}
-	cfg, err := config.Load(file, f.dir)
+	cfg, err := config.Load(file, dir)
 	if err != nil {
 		return config.Config{}, err
 	}

@@ -6,10 +6,7 @@ import (
 	"noded.dev/noded/config"
 )
 
-const (
-	defaultConfig    = "/etc/noded/config.toml"
-	defaultConfigDir = "/etc/noded/conf.d"
-)
+const defaultConfig = "/etc/noded/config.toml"
 
 func serveCommand(a *app) *cobra.Command {
 	var f configFlags
