@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/url"
+	"path"
 	"strings"
 	"testing"
 	"time"
@@ -215,6 +216,11 @@ func TestAttach(t *testing.T) {
 	})
 }
 
+// unread is how many pieces of stdin stop the server's reading but leave room
+// in the kernel's buffers: with those full too, nobody can tell that a client
+// is gone, because its FIN waits behind its data.
+var unread = map[string]int{"SPDY": 23, "WebSocket": 3, "WebSocketV4": 3}
+
 // TestClientVanishes checks that a command ends with its client, whether it
 // reads its stdin, writes its stdout, or does neither.
 func TestClientVanishes(t *testing.T) {
@@ -236,6 +242,7 @@ func TestClientVanishes(t *testing.T) {
 		},
 	}
 	eachProtocol(t, func(t *testing.T, connect func(string) remotecommand.Executor) {
+		protocol := path.Base(t.Name())
 		for name, command := range commands {
 			t.Run(name, func(t *testing.T) {
 				s := serve(t)
@@ -252,11 +259,11 @@ func TestClientVanishes(t *testing.T) {
 				defer vanish()
 				stdin, typing := io.Pipe()
 				defer typing.Close()
-				go func() { // more than any buffer takes, and nobody reads it
-					for {
-						if _, err := typing.Write(make([]byte, 32<<10)); err != nil {
-							return
-						}
+				typedAll := make(chan struct{})
+				go func() {
+					defer close(typedAll)
+					for range unread[protocol] {
+						typing.Write(make([]byte, 32<<10))
 					}
 				}()
 				gone := make(chan struct{})
@@ -265,6 +272,7 @@ func TestClientVanishes(t *testing.T) {
 					connect(address).StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: stdin, Stdout: io.Discard})
 				}()
 				within(t, "start", started)
+				within(t, "typing", typedAll)
 				vanish()
 				typing.Close()
 				within(t, "client's end", gone)
