@@ -83,14 +83,3 @@ type ExecRequest struct {
 	Args []string
 	IO   IO
 }
-
-// StartError says that the container's command cannot be executed, with the
-// code that shells give and kubelets show: 127 not found, 126 not executable,
-// 128 anything else. Create returns it where the runtime finds out then.
-type StartError struct {
-	Code int
-	Err  error
-}
-
-func (e *StartError) Error() string { return e.Err.Error() }
-func (e *StartError) Unwrap() error { return e.Err }

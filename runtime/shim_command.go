@@ -1,0 +1,176 @@
+package runtime
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	goruntime "runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"noded.dev/noded/internal/kind"
+)
+
+// maxMessage is how much of an OCI runtime's complaint an error carries, bytes.
+const maxMessage = 4 << 10
+
+// command is one call of an OCI runtime.
+type command struct {
+	handler Handler
+	dir     string // for its log
+	args    []string
+	stdin   []byte
+	// stdio, if set, is what a created container's process inherits.
+	stdio []*os.File
+}
+
+// runtimeEnv is all of the environment that an OCI runtime gets.
+var runtimeEnv = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
+
+// run executes the command in a process group of its own, which is killed when
+// ctx ends. Its environment is fixed: nothing of the host's must reach it.
+func (s *shim) run(ctx context.Context, c command) error {
+	logPath := filepath.Join(c.dir, "runtime.log")
+	if err := os.Remove(logPath); err != nil && !os.IsNotExist(err) {
+		return fmt.Errorf("remove old runtime log: %w", err)
+	}
+	global := []string{"--root", c.handler.Root, "--log", logPath, "--log-format", "json"}
+	if c.handler.SystemdCgroup {
+		global = append(global, "--systemd-cgroup")
+	}
+	cmd := exec.CommandContext(ctx, c.handler.Path, append(global, c.args...)...)
+	cmd.Env = runtimeEnv
+	cmd.Dir = "/"
+	// Should the shim die, a half-done command must not go on beside its successor's.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
+	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
+	cmd.WaitDelay = time.Second
+	stderr := &capped{}
+	if c.stdio != nil {
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = c.stdio[0], c.stdio[1], c.stdio[2]
+	} else {
+		cmd.Stderr = stderr
+		if c.stdin != nil {
+			cmd.Stdin = bytes.NewReader(c.stdin)
+		}
+	}
+	// The kernel sends Pdeathsig when the forking thread ends, so keep that thread.
+	goruntime.LockOSThread()
+	err := cmd.Run()
+	goruntime.UnlockOSThread()
+	switch {
+	case err == nil, errors.Is(err, exec.ErrWaitDelay):
+		return nil
+	case ctx.Err() != nil:
+		return fmt.Errorf("%s %s: %w", c.handler.Name, c.args[0], context.Cause(ctx))
+	case errors.Is(err, os.ErrNotExist) || errors.Is(err, exec.ErrNotFound):
+		return kind.Errorf(kind.NotFound, "OCI runtime %s: %w", c.handler.Name, err)
+	}
+	return c.failure(err, logPath, stderr.String())
+}
+
+func (c command) failure(err error, logPath, stderr string) error {
+	message := lastLogError(logPath)
+	if message == "" {
+		message = strings.TrimSpace(stderr)
+	}
+	if message == "" {
+		message = err.Error()
+	}
+	if len(message) > maxMessage {
+		message = message[:maxMessage]
+	}
+	failed := kind.Errorf(kind.Aborted, "%s %s: %s", c.handler.Name, c.args[0], message)
+	if c.args[0] == "create" || c.args[0] == "start" || c.args[0] == "exec" {
+		return kind.Wrap(kind.Aborted, &StartError{Code: startCode(message), Err: failed})
+	}
+	return failed
+}
+
+// startCode tells the runtimes' messages about the command itself apart. They
+// are the C library's and Go's words for ENOENT, EACCES and the like.
+func startCode(message string) int {
+	m := strings.ToLower(message)
+	if !strings.Contains(m, "exec") && !strings.Contains(m, "executable") {
+		return 128
+	}
+	for _, s := range []string{"executable file not found", "no such file or directory", "executable file `"} {
+		if strings.Contains(m, s) && !strings.Contains(m, "mount") {
+			return 127
+		}
+	}
+	for _, s := range []string{"permission denied", "exec format error", "is a directory"} {
+		if strings.Contains(m, s) && !strings.Contains(m, "mount") {
+			return 126
+		}
+	}
+	return 128
+}
+
+// lastLogError finds the last error in a JSON log, reading at most its last 64 KiB.
+func lastLogError(path string) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	if st, err := f.Stat(); err == nil && st.Size() > 64<<10 {
+		f.Seek(-64<<10, io.SeekEnd)
+	}
+	last := ""
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, 64<<10)
+	for lines.Scan() {
+		var l struct{ Level, Msg string }
+		if json.Unmarshal(lines.Bytes(), &l) == nil && (l.Level == "error" || l.Level == "fatal") && l.Msg != "" {
+			last = l.Msg
+		}
+	}
+	return last
+}
+
+// capped keeps the first bytes of what is written to it and takes the rest.
+type capped struct{ b []byte }
+
+func (c *capped) Write(p []byte) (int, error) {
+	c.b = append(c.b, p[:min(len(p), maxMessage-len(c.b))]...)
+	return len(p), nil
+}
+
+func (c *capped) String() string { return string(c.b) }
+
+// maxOutput bounds what is read of an OCI runtime's answer, bytes.
+const maxOutput = 1 << 20
+
+// runtimeOutput runs a query of an OCI runtime and returns its answer.
+func runtimeOutput(ctx context.Context, h Handler, args ...string) ([]byte, error) {
+	if h.Root != "" {
+		args = append([]string{"--root", h.Root}, args...)
+	}
+	cmd := exec.CommandContext(ctx, h.Path, args...)
+	cmd.Env = runtimeEnv
+	cmd.Dir = "/"
+	cmd.WaitDelay = time.Second
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("run %s: %w", h.Name, err)
+	}
+	data, readErr := io.ReadAll(io.LimitReader(out, maxOutput))
+	if len(data) == maxOutput {
+		cmd.Process.Kill()
+	}
+	return data, errors.Join(cmd.Wait(), readErr)
+}

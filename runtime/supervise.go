@@ -1,0 +1,266 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"noded.dev/noded/internal/kind"
+	"noded.dev/noded/runtime/pidfd"
+	"noded.dev/noded/runtime/wire"
+)
+
+const (
+	shimStartLimit = 10 * time.Second
+	minBackoff     = 100 * time.Millisecond
+	maxBackoff     = 5 * time.Second
+
+	maxShimLog = 1 << 20 // bytes, beyond which it is begun anew
+)
+
+// supervise keeps a watch connection to a living shim. conn is the first.
+func (r *Runtime) supervise(ctx context.Context, conn *net.UnixConn) {
+	backoff := minBackoff
+	for {
+		if conn != nil {
+			began := time.Now()
+			err := r.follow(ctx, conn)
+			r.setLink(false)
+			if ctx.Err() != nil {
+				return
+			}
+			r.log.WithError(err).Warn("connection to the shim ended")
+			r.reapOrphans(ctx)
+			if time.Since(began) > maxBackoff {
+				backoff = minBackoff
+			}
+		}
+		var err error
+		if conn, err = r.connect(ctx); err == nil {
+			continue
+		}
+		r.log.WithError(err).Error("no shim")
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(backoff):
+			backoff = min(2*backoff, maxBackoff)
+		}
+	}
+}
+
+// connect finds a living shim or starts one, and asks for all it holds.
+func (r *Runtime) connect(ctx context.Context) (*net.UnixConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, shimStartLimit)
+	defer cancel()
+	c, err := r.send(ctx, request{Op: "watch"}, nil)
+	if err == nil {
+		return c, nil
+	}
+	if !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET) {
+		return nil, fmt.Errorf("connect to shim: %w", err)
+	}
+	if err := r.startShim(ctx); err != nil {
+		return nil, err
+	}
+	if c, err = r.send(ctx, request{Op: "watch"}, nil); err != nil {
+		return nil, fmt.Errorf("connect to new shim: %w", err)
+	}
+	return c, nil
+}
+
+// follow keeps the descriptor store and the exits up to date until the
+// connection ends.
+func (r *Runtime) follow(ctx context.Context, c *net.UnixConn) error {
+	defer c.Close()
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
+	for {
+		var ev event
+		files, err := wire.Read(c, &ev)
+		if err != nil {
+			return err
+		}
+		for i, f := range files {
+			if i < len(ev.Put) {
+				r.put(ev.Put[i], f)
+			} else {
+				f.Close()
+			}
+		}
+		for _, name := range ev.Drop {
+			r.drop(name)
+		}
+		if ev.Exit != nil {
+			r.addExit(*ev.Exit)
+		}
+		if ev.Synced {
+			r.setLink(true)
+		}
+	}
+}
+
+func (r *Runtime) put(name string, f *os.File) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if old := r.files[name]; old != nil {
+		old.Close()
+	}
+	r.files[name] = f
+}
+
+// drop closes one descriptor, or all of a container, which is deleted then.
+func (r *Runtime) drop(name string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for key, f := range r.files {
+		if key == name || strings.HasPrefix(key, name+"/") {
+			f.Close()
+			delete(r.files, key)
+		}
+	}
+	delete(r.exitSeen, name)
+	delete(r.reaping, name)
+}
+
+// startShim starts a shim and gives it the descriptors of the one before it.
+// It returns when the new one listens.
+func (r *Runtime) startShim(ctx context.Context) error {
+	if err := os.MkdirAll(r.dir.shim(), 0o700); err != nil {
+		return fmt.Errorf("make shim folder: %w", err)
+	}
+	log, err := openShimLog(r.dir.shimLog())
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("make handover socket: %w", err)
+	}
+	theirs := os.NewFile(uintptr(fds[1]), "handover")
+	defer theirs.Close()
+	ours, err := unixConn(os.NewFile(uintptr(fds[0]), "handover"))
+	if err != nil {
+		return err
+	}
+	defer ours.Close()
+	args := append(append([]string(nil), r.shimCommand[1:]...), "--handover-fd", "3")
+	cmd := exec.Command(r.shimCommand[0], args...)
+	cmd.Env = append(runtimeEnv, "GOTRACEBACK=single")
+	cmd.Dir = "/"
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.ExtraFiles = []*os.File{theirs}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start shim: %w", err)
+	}
+	go cmd.Wait() // for as long as the shim lives; it may outlive us
+	theirs.Close()
+	if err := r.handOver(ctx, ours); err != nil {
+		return kind.Errorf(kind.Unavailable, "shim did not come up: %w: %s", err, tail(r.dir.shimLog()))
+	}
+	return nil
+}
+
+// handOver sends the descriptor store and waits for the shim to listen.
+func (r *Runtime) handOver(ctx context.Context, c *net.UnixConn) error {
+	if d, ok := ctx.Deadline(); ok {
+		c.SetWriteDeadline(d)
+	}
+	var names []string
+	var files []*os.File
+	defer func() { wire.CloseAll(files) }()
+	r.mu.Lock()
+	for name, f := range r.files {
+		if d, err := dup(f); err == nil {
+			names, files = append(names, name), append(files, d)
+		}
+	}
+	r.mu.Unlock()
+	for i := 0; i < len(files); i += wire.MaxFiles {
+		end := min(i+wire.MaxFiles, len(files))
+		if err := wire.Write(c, handover{Names: names[i:end]}, files[i:end]...); err != nil {
+			return err
+		}
+	}
+	if err := wire.Write(c, handover{End: true}); err != nil {
+		return err
+	}
+	_, got, err := receive(ctx, c)
+	wire.CloseAll(got)
+	if errors.Is(err, io.EOF) {
+		return errShimGone
+	}
+	return err
+}
+
+// reapOrphans waits for the containers in the store, whose parent this process
+// becomes when it started the shim that died. Those of another parent are left
+// to the kernel's own record (package pidfd).
+func (r *Runtime) reapOrphans(ctx context.Context) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for name, f := range r.files {
+		id, ok := strings.CutSuffix(name, "/"+filePidfd)
+		if !ok || r.reaping[id] {
+			continue
+		}
+		d, err := dup(f) // a later shim replaces the one in the store
+		if err != nil {
+			continue
+		}
+		r.reaping[id] = true
+		r.work.Go(func() {
+			stop := context.AfterFunc(ctx, func() { d.Close() })
+			defer stop()
+			defer d.Close()
+			r.reapOrphan(id, d)
+		})
+	}
+}
+
+func (r *Runtime) reapOrphan(id string, f *os.File) {
+	if pidfd.Wait(f) != nil {
+		return // this process ends
+	}
+	code, err := pidfd.Code(f)
+	if err != nil {
+		return // not our child
+	}
+	if _, err := saveExit(r.dir, Exit{ID: id, Code: code, At: time.Now()}); err != nil {
+		r.log.WithError(err).WithField("container", id).Error("exit is not recorded")
+	}
+	if _, err := pidfd.Reap(f); err != nil && !errors.Is(err, unix.ECHILD) {
+		r.log.WithError(err).WithField("container", id).Warn("collect exit status")
+	}
+}
+
+func openShimLog(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open shim log: %w", err)
+	}
+	if st, err := f.Stat(); err == nil && st.Size() > maxShimLog {
+		f.Truncate(0) // the old is worth less than the disk
+	}
+	return f, nil
+}
+
+// tail returns the end of a small file, for an error message.
+func tail(path string) string {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(data[max(0, len(data)-1024):]))
+}
