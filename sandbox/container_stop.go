@@ -7,6 +7,7 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"noded.dev/noded/internal/kind"
@@ -90,9 +91,13 @@ func (c *Container) kill(ctx context.Context) error {
 		c.refuse(*rec.StartError) // there is no process
 		return nil
 	}
-	dir := c.m.cgroups.Dir(rec.Cgroup)
-	if err := c.m.cgroups.Kill(ctx, dir); err != nil {
-		return fmt.Errorf("kill cgroup %s: %w", dir, err)
+	// The init first and by itself: a privileged container may have moved it
+	// out of its cgroup.
+	if err := c.m.runtime.Signal(ctx, c.id, int(unix.SIGKILL)); err != nil && !kind.Is(err, kind.NotFound) {
+		c.log.WithError(err).Warn("SIGKILL was not delivered to the init, killing its cgroup")
+	}
+	if err := c.m.cgroups.Kill(ctx, c.m.cgroups.Dir(rec.Cgroup)); err != nil {
+		return err
 	}
 	select {
 	case <-c.ended:
