@@ -17,6 +17,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	"noded.dev/noded/internal/cgroup"
 	"noded.dev/noded/internal/kind"
 	"noded.dev/noded/runtime/containerlog"
 	"noded.dev/noded/runtime/wire"
@@ -31,6 +32,7 @@ type shim struct {
 	table   *containerlog.Table
 	pool    *containerlog.Pool
 	reaper  *reaper
+	cgroups *cgroup.Host // nil: execs go through the OCI runtime
 	version string
 
 	mu         sync.Mutex
@@ -103,6 +105,10 @@ func newShim(opt shimOptions) (*shim, *inheritance, error) {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, nil, fmt.Errorf("make state folder: %w", err)
 		}
+	}
+	var err error
+	if s.cgroups, err = cgroup.Detect(""); err != nil {
+		s.log.WithError(err).Warn("execs need the OCI runtime")
 	}
 	inherited, err := inherit(opt)
 	if err != nil {

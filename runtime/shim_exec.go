@@ -48,34 +48,18 @@ func (s *shim) startProcess(ctx context.Context, c *container, req request, file
 	if err != nil {
 		return execProcess{}, err
 	}
-	p, err := startDirect(spec)
+	p, err := s.startDirect(c.id, spec)
 	switch {
 	case err == nil:
 		return p, nil
 	case errors.Is(err, errUnsupported):
 		return s.execByRuntime(ctx, c, spec)
 	}
-	err = directError(err)
 	var start *StartError
 	if errors.As(err, &start) && spec.stdio[2] != nil {
 		fmt.Fprintf(spec.stdio[2], "exec %s: %v\n", spec.process.Args[0], err) // as a shell would; the code tells the client
 	}
 	return p, err
-}
-
-// directError gives the errors of executing itself the codes of a shell.
-func directError(err error) error {
-	switch {
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
-		return kind.Wrap(kind.Aborted, &StartError{Code: 127, Err: err})
-	case errors.Is(err, unix.EACCES), errors.Is(err, unix.ENOEXEC), errors.Is(err, unix.EISDIR):
-		return kind.Wrap(kind.Aborted, &StartError{Code: 126, Err: err})
-	case errors.Is(err, unix.ESRCH):
-		return kind.Wrap(kind.Precondition, err)
-	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOMEM), errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
-		return kind.Wrap(kind.Exhausted, err)
-	}
-	return kind.Wrap(kind.Aborted, err)
 }
 
 // execSpec reads the container's specification and puts the command in.
