@@ -24,8 +24,7 @@ func hasIPv6() bool {
 	return err == nil
 }
 
-// setUpNode makes bridge, rules and sysctls. The rules that keep 127/8 of the
-// host away from pods come before the sysctl that opens it.
+// setUpNode makes bridge, rules and sysctls.
 func (n *Network) setUpNode() error {
 	subnets := n.allSubnets()
 	if err := n.checkOverlap(subnets); err != nil {
@@ -199,12 +198,6 @@ func (n *Network) removeStrays() error {
 
 // bridgeSysctls sets what holds for the bridge alone.
 func (n *Network) bridgeSysctls() error {
-	conf4 := "ipv4/conf/" + n.opts.Bridge + "/"
-	// Packets from 127.0.0.1 to a host port leave by the bridge. The table's
-	// first chain drops 127/8 that comes in by it (CVE-2020-8558).
-	if err := sysctl(conf4+"route_localnet", "1"); err != nil {
-		return err
-	}
 	if !n.v6 {
 		return nil
 	}

@@ -67,10 +67,11 @@ type Pod struct {
 // Network is one bridge network. Its methods may be called at the same time,
 // but not for the same pod.
 type Network struct {
-	opts Options
-	v6   bool // the kernel has IPv6
-	host *netlink.Handle
-	fire *firewall
+	opts  Options
+	v6    bool // the kernel has IPv6
+	host  *netlink.Handle
+	fire  *firewall
+	guard *tableWatch
 
 	mu      sync.Mutex
 	subnets []netip.Prefix
@@ -87,7 +88,7 @@ var (
 // Open loads the records and makes bridge, sysctls and nftables table what
 // they should be. It fails for options that cannot work; what the node lacks
 // is kept for Ready and tried again by Add.
-func Open(ctx context.Context, o Options) (*Network, error) {
+func Open(_ context.Context, o Options) (*Network, error) {
 	if o.Bridge == "" {
 		o.Bridge = DefaultBridge
 	}
@@ -116,13 +117,34 @@ func Open(ctx context.Context, o Options) (*Network, error) {
 		}
 	}
 	n.mu.Lock()
-	defer n.mu.Unlock()
 	n.setUp()
-	return n, ctx.Err()
+	n.mu.Unlock()
+	if n.guard, err = watchTable(o.Bridge, n.repair); err != nil {
+		o.Log.WithError(err).Warn("nobody sees when the firewall's rules are flushed")
+	}
+	return n, nil
 }
 
 // Close lets go of the network; pods keep theirs.
-func (n *Network) Close() { n.host.Close() }
+func (n *Network) Close() {
+	n.guard.close()
+	n.host.Close()
+}
+
+// repair puts the rules back when somebody else deleted some of them, as a
+// reload of the node's firewall does.
+func (n *Network) repair() {
+	ok, err := n.fire.intact()
+	if err == nil && !ok {
+		n.opts.Log.Warnf("nftables table %s was changed by somebody else and is made anew", n.opts.Bridge)
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		err = n.fire.install(n.allSubnets())
+	}
+	if err != nil {
+		n.opts.Log.WithError(err).Warnf("nftables table %s", n.opts.Bridge)
+	}
+}
 
 // Ready returns nil, or why the network could not be set up.
 func (n *Network) Ready() error {
@@ -185,7 +207,7 @@ func (n *Network) Add(ctx context.Context, pod Pod) ([]netip.Addr, error) {
 	if err != nil {
 		return nil, err
 	}
-	if r.Connected && r.NetNS == pod.NetNS {
+	if n.stillConnected(ctx, r, pod) {
 		return r.addrs(), nil
 	}
 	err = steps.Run(ctx, "network add", nil,
@@ -193,11 +215,13 @@ func (n *Network) Add(ctx context.Context, pod Pod) ([]netip.Addr, error) {
 		steps.Step{Name: "connect", Do: func(context.Context) error { return n.connect(r, pod) }},
 		steps.Step{Name: "configure interface", Do: func(context.Context) error { return n.configure(r, pod) }},
 		steps.Step{Name: "publish ports", Do: func(context.Context) error { return n.publish(r) }},
-		steps.Step{Name: "finish record", Do: func(context.Context) error { return n.finish(r, pod) }},
 	)
 	if err != nil {
-		return nil, fmt.Errorf("connect pod %s to %s: %w", pod.ID, n.opts.Bridge, err)
+		return nil, fmt.Errorf("connect to %s: %w", n.opts.Bridge, err)
 	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	r.connected = true
 	return r.addrs(), nil
 }
 
@@ -218,7 +242,7 @@ func (n *Network) Del(ctx context.Context, id string) error {
 		steps.Step{Name: "delete record", Do: func(context.Context) error { return n.release(r) }},
 	)
 	if err != nil {
-		return fmt.Errorf("disconnect pod %s from %s: %w", id, n.opts.Bridge, err)
+		return fmt.Errorf("disconnect from %s: %w", n.opts.Bridge, err)
 	}
 	return nil
 }
@@ -246,11 +270,23 @@ func (n *Network) Teardown(context.Context) error {
 	return errors.Join(n.fire.uninstall(), n.disconnect(n.opts.Bridge))
 }
 
-func (n *Network) finish(r *record, pod Pod) error {
+// stillConnected reports whether an earlier Add, perhaps of an earlier process,
+// did all of its steps for this very namespace.
+func (n *Network) stillConnected(ctx context.Context, r *record, pod Pod) bool {
 	n.mu.Lock()
-	r.Connected, r.NetNS = true, pod.NetNS
+	same, connected := r.NetNS == pod.NetNS, r.connected
+	r.NetNS, r.connected = pod.NetNS, false
 	n.mu.Unlock()
-	return r.save(n.opts.Dir)
+	if !same || !connected && !r.loaded {
+		return false
+	}
+	if !connected && n.Check(ctx, r.ID) != nil {
+		return false
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	r.connected = true
+	return true
 }
 
 func (n *Network) release(r *record) error {

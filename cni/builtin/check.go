@@ -20,7 +20,7 @@ func (n *Network) Check(_ context.Context, id string) error {
 	n.mu.Lock()
 	r := n.pods[id]
 	n.mu.Unlock()
-	if r == nil || !r.Connected {
+	if r == nil {
 		return kind.Errorf(kind.NotFound, "it is not connected")
 	}
 	bridge, err := n.host.LinkByName(n.opts.Bridge)

@@ -46,7 +46,7 @@ func (f *firewall) claim(r *record) error {
 	}
 	// What a record says was published before this process started may be in
 	// the kernel; install puts it there in any case.
-	if r.Connected {
+	if r.loaded {
 		for key := range wanted {
 			f.live[key] = true
 		}
@@ -107,7 +107,66 @@ func (f *firewall) rebuild() error {
 		}
 		return fmt.Errorf("install nftables table %s: %w", f.bridge, err)
 	}
-	return nil
+	return f.routeLoopback()
+}
+
+// routeLoopback lets connections from 127.0.0.1 to a host port leave by the
+// bridge, where there is such a port. It also lets packets for 127/8 in by the
+// bridge, which the chain "isolate" drops (CVE-2020-8558); so it comes after
+// the rules, and goes with the last port, in case somebody deletes them.
+func (f *firewall) routeLoopback() error {
+	value := "0"
+	for k := range f.live {
+		if !k.v6 && (!k.addr.IsValid() || k.addr.IsLoopback()) {
+			value = "1"
+		}
+	}
+	return sysctl("ipv4/conf/"+f.bridge+"/route_localnet", value)
+}
+
+// intact reports whether the table has all of its rules.
+func (f *firewall) intact() (bool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c, err := nftables.New()
+	if err != nil {
+		return false, fmt.Errorf("open netfilter socket: %w", err)
+	}
+	t := f.table()
+	chains, err := c.ListChainsOfTableFamily(t.Family)
+	if err != nil {
+		return false, fmt.Errorf("list chains: %w", err)
+	}
+	count := 0
+	for _, chain := range chains {
+		if chain.Table.Name != t.Name {
+			continue
+		}
+		rules, err := c.GetRules(t, chain)
+		if err != nil {
+			return false, fmt.Errorf("list rules: %w", err)
+		}
+		count += len(rules)
+	}
+	if count != constantRules+rulesPerSubnet*len(f.subnets) {
+		return false, nil
+	}
+	return f.mapsIntact(c, t)
+}
+
+func (f *firewall) mapsIntact(c *nftables.Conn, t *nftables.Table) (bool, error) {
+	count := 0
+	for _, s := range f.maps(t) {
+		elements, err := c.GetSetElements(s)
+		if errors.Is(err, unix.ENOENT) {
+			return false, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("list host ports: %w", err)
+		}
+		count += len(elements)
+	}
+	return count == len(f.live), nil
 }
 
 // uninstall deletes the table; nil if there is none.
@@ -150,7 +209,7 @@ func (f *firewall) update(r *record, add bool) error {
 	if len(keys) == 0 {
 		return nil
 	}
-	err := f.change1(keys, add)
+	err := f.changeKernel(keys, add)
 	for key := range keys {
 		if add {
 			f.live[key] = true
@@ -161,10 +220,10 @@ func (f *firewall) update(r *record, add bool) error {
 	if err != nil {
 		return f.rebuild()
 	}
-	return nil
+	return f.routeLoopback()
 }
 
-func (f *firewall) change1(keys map[portKey]bool, add bool) error {
+func (f *firewall) changeKernel(keys map[portKey]bool, add bool) error {
 	c, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("open netfilter socket: %w", err)

@@ -29,14 +29,16 @@ const (
 
 // record is what one pod holds of the network.
 type record struct {
-	Version   int            `json:"version"`
-	ID        string         `json:"id"`
-	Link      string         `json:"link"`  // host end of its veth pair
-	Slot      uint32         `json:"slot"`  // the number of its address within each subnet
-	Addrs     []netip.Prefix `json:"addrs"` // with the subnet's length, primary first
-	Ports     []Port         `json:"ports,omitempty"`
-	NetNS     string         `json:"netns"`
-	Connected bool           `json:"connected"` // all steps of Add were done
+	Version int            `json:"version"`
+	ID      string         `json:"id"`
+	Link    string         `json:"link"`  // host end of its veth pair
+	Slot    uint32         `json:"slot"`  // the number of its address within each subnet
+	Addrs   []netip.Prefix `json:"addrs"` // with the subnet's length, primary first
+	Ports   []Port         `json:"ports,omitempty"`
+	NetNS   string         `json:"netns"`
+
+	loaded    bool // of an earlier process: whether its Add was finished is to be seen
+	connected bool // all steps of Add were done
 }
 
 func (r *record) addrs() []netip.Addr {
@@ -103,6 +105,7 @@ func loadRecords(dir string, log logrus.FieldLogger) (map[string]*record, error)
 			}
 			continue
 		}
+		r.loaded = true
 		pods[id] = r
 	}
 	return pods, nil

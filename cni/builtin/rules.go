@@ -25,6 +25,9 @@ const (
 	regKey  = unix.NFT_REG32_00
 	regData = unix.NFT_REG32_08
 
+	// What addChains adds.
+	constantRules, rulesPerSubnet = 2 + 4 + 2 + 1, 2
+
 	rtnLocal  = unix.RTN_LOCAL
 	ipsDstNAT = 1 << 5 // enum ip_conntrack_status, IPS_DST_NAT
 )

@@ -49,6 +49,10 @@ func (n *Network) connect(r *record, pod Pod) error {
 	if err := n.host.LinkAdd(veth); err != nil {
 		return fmt.Errorf("make veth pair: %w", err)
 	}
+	// What goes to the pod leaves by the host's end.
+	if err := limitRate(n.host, veth, pod.IngressBPS); err != nil {
+		return err
+	}
 	return n.attach(veth, bridge)
 }
 
@@ -108,6 +112,9 @@ func (n *Network) configure(r *record, pod Pod) error {
 			if err := addAddress(h, link, a); err != nil {
 				return err
 			}
+		}
+		if err := limitRate(h, link, pod.EgressBPS); err != nil {
+			return err
 		}
 		if err := h.LinkSetUp(link); err != nil {
 			return fmt.Errorf("bring %s up: %w", podInterface, err)
