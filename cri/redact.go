@@ -33,19 +33,23 @@ func cleanText(text string, secrets []string) string {
 	for _, secret := range secrets {
 		text = strings.ReplaceAll(text, secret, hidden)
 	}
+	whole := len(text)
+	// The patterns look only at what can be shown, with room for what they
+	// shorten: they are slow on a mebibyte that a registry sent.
+	text = text[:min(whole, 8*maxText)]
 	for _, p := range secretPatterns {
 		text = p.ReplaceAllString(text, "${1}"+hidden+"${2}")
 	}
 	text = strings.ToValidUTF8(text, "\uFFFD")
-	if len(text) <= maxText {
+	if len(text) <= maxText && whole <= 8*maxText {
 		return text
 	}
 	const room = 40 // for the note
-	cut := maxText - room
-	for cut > 0 && !utf8.RuneStart(text[cut]) {
+	cut := min(len(text), maxText-room)
+	for cut > 0 && cut < len(text) && !utf8.RuneStart(text[cut]) {
 		cut--
 	}
-	return fmt.Sprintf("%s… (%d bytes more)", text[:cut], len(text)-cut)
+	return fmt.Sprintf("%s… (%d bytes more)", text[:cut], max(whole-cut, 0))
 }
 
 // secretsOf are the strings of a request that must not be repeated anywhere,

@@ -205,17 +205,24 @@ func (s *Server) runSession(w http.ResponseWriter, r *http.Request, ses *session
 	}
 	ctx, cancel := context.WithCancel(s.ctx)
 	defer cancel()
-	c.begin(cancel)
-	defer c.Close()
-	// A session that is over must not wait for a client that neither reads
-	// nor closes: its reads and writes end with the connection.
-	defer context.AfterFunc(ctx, func() { c.Close() })()
-	if err := s.hangups.watch(c, cancel); err != nil {
-		s.log.WithError(err).Warn("client's hangup cannot be watched")
+	taken := false
+	take := func() {
+		taken = true
+		c.begin(cancel)
+		// A session that is over must not wait for a client that neither reads
+		// nor closes: its reads and writes end with the connection.
+		stop := context.AfterFunc(ctx, func() { c.Close() })
+		c.atClose(func() { stop() })
+		if err := s.hangups.watch(c, cancel); err != nil {
+			s.log.WithError(err).Warn("client's hangup cannot be watched")
+		}
 	}
-	log := s.log.WithField("session", ses.verb)
-	if err := ses.serve(ctx, client{w, r, c}); err != nil {
-		log.WithError(err).Debug("session ended")
+	err := ses.serve(ctx, client{w, r, c, take})
+	if taken {
+		c.Close()
+	}
+	if err != nil {
+		s.log.WithField("session", ses.verb).WithError(err).Debug("session ended")
 	}
 }
 

@@ -26,6 +26,7 @@ type client struct {
 	w    http.ResponseWriter
 	r    *http.Request
 	conn *conn
+	take func() // makes the connection the session's, after the upgrade
 }
 
 func (c client) refuse(code int, text string) error {

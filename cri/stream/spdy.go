@@ -50,6 +50,7 @@ func upgradeSPDY(c client) (net.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("hijack: %w", err)
 	}
+	c.take()
 	return &bufferedConn{c.conn, buffered.Reader}, nil
 }
 

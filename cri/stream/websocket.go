@@ -48,6 +48,7 @@ func upgradeWebSocket(c client, protocols []string) (*websocket.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("upgrade to WebSocket: %w", err)
 	}
+	c.take()
 	ws.SetReadLimit(maxMessage)
 	return ws, nil
 }
