@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -79,16 +80,24 @@ func (d *daemon) openImages(ctx context.Context) (c io.Closer, err error) {
 	d.images, err = imagestore.Open(ctx, imagestore.Options{
 		Root: filepath.Join(d.cfg.Root, "images"), RegistryDirs: d.cfg.Images.RegistryDirs,
 		MaxLayersAtOnce: d.cfg.Images.MaxParallel, MinRate: int64(d.cfg.Images.MinRate),
-		Pinned: d.cfg.Images.Pinned, Log: d.log.WithField("part", "images"),
+		DockerConfig: dockerConfig(), Log: d.log.WithField("part", "images"),
 	})
 	return d.images, err
 }
 
 func (d *daemon) openNetwork(ctx context.Context) (c io.Closer, err error) {
 	n := d.cfg.Network
+	var subnets []netip.Prefix
+	for _, text := range n.Builtin.Subnets {
+		subnet, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, fmt.Errorf("network.builtin.subnets: %w", err)
+		}
+		subnets = append(subnets, subnet)
+	}
 	d.network, err = cni.Open(ctx, cni.Options{
 		Mode: n.Mode, ConfDir: n.ConfDir, BinDirs: n.BinDirs, CacheDir: filepath.Join(d.cfg.Root, "cni"),
-		Builtin: cni.BuiltinOptions{Bridge: n.Builtin.Bridge, Subnets: n.Builtin.Subnets},
+		Builtin: cni.BuiltinOptions{Bridge: n.Builtin.Bridge, Subnets: subnets},
 		Log:     d.log.WithField("part", "network"),
 	})
 	return d.network, err

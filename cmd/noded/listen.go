@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/daemon"
+	systemd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
@@ -78,7 +78,7 @@ func notify(log *logrus.Entry, state string) {
 			state += fmt.Sprintf("\nMONOTONIC_USEC=%d", now.Nano()/1000)
 		}
 	}
-	if _, err := daemon.SdNotify(false, state); err != nil {
+	if _, err := systemd.SdNotify(false, state); err != nil {
 		log.WithError(err).Warn("systemd is not notified")
 	}
 }
@@ -86,7 +86,7 @@ func notify(log *logrus.Entry, state string) {
 // watchdogTicker ticks twice in systemd's watchdog interval, or (almost) never
 // where none is set.
 func watchdogTicker(log *logrus.Entry) *time.Ticker {
-	interval, err := daemon.SdWatchdogEnabled(false)
+	interval, err := systemd.SdWatchdogEnabled(false)
 	if err != nil {
 		log.WithError(err).Warn("systemd's watchdog settings cannot be read")
 	}

@@ -35,13 +35,25 @@ func (d *daemon) apply(next config.Config) {
 	if level, err := logrus.ParseLevel(next.Log.Level); err == nil {
 		d.log.Logger.SetLevel(level)
 	}
-	d.images.SetPinned(next.Images.Pinned)
-	d.cfg.Log.Level, d.cfg.Images.Pinned = next.Log.Level, next.Images.Pinned
+	d.cfg.Log.Level = next.Log.Level
 }
 
 // info is what a verbose Status shows an operator besides the conditions.
 func (d *daemon) info() map[string]any {
 	return map[string]any{"config": d.cfg, "pulls": d.images.Pulls()}
+}
+
+// dockerConfig is where Docker keeps the credentials of the user that noded
+// runs as, which serve pulls that bring none.
+func dockerConfig() string {
+	if dir := os.Getenv("DOCKER_CONFIG"); dir != "" {
+		return filepath.Join(dir, "config.json")
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "" // systemd gives services no HOME; then there is none
+	}
+	return filepath.Join(home, ".docker", "config.json")
 }
 
 // findCommand gives a configured command an absolute path: a bare name lies

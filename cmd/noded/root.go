@@ -82,7 +82,7 @@ func rootCommand(a *app) *cobra.Command {
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.listen, "listen", listen, "the CRI socket; also NODED_LISTEN, also --socket")
 	flags.StringVarP(&a.format, "output", "o", "table", "table or json")
-	flags.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+	root.SetGlobalNormalizationFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 		if name == "socket" {
 			name = "listen"
 		}
