@@ -14,7 +14,7 @@ import (
 func applyAppArmor(in *Input, s *rspec.Spec) error {
 	p := appArmorProfile(in.security())
 	if in.privileged() {
-		return nil
+		p = &cri.SecurityProfile{ProfileType: cri.SecurityProfile_Unconfined}
 	}
 	if p == nil {
 		if in.Facts.AppArmor {

@@ -7,6 +7,7 @@ import (
 
 	rspec "github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"noded.dev/noded/internal/kind"
 )
@@ -100,8 +101,9 @@ func requestedMounts(in *Input) ([]rspec.Mount, error) {
 	var mounts []rspec.Mount
 	for i, m := range in.Container.GetMounts() {
 		if m.GetRecursiveReadOnly() && !in.Facts.RRO {
-			// The kubelet looks for this prefix (cri-api pkg/errors).
-			return nil, kind.Errorf(kind.Precondition, "RROUnsupported: mount %s: this kernel or handler has no recursive read-only mounts", m.GetContainerPath())
+			// The kubelet wants this error's text at the start of the message;
+			// the edge puts it there, wherever the chain has it.
+			return nil, kind.Errorf(kind.Precondition, "mount %s: this kernel or handler cannot make it recursively read-only: %w", m.GetContainerPath(), crierrors.ErrRROUnsupported)
 		}
 		if in.MountSources[i] == "" {
 			return nil, kind.Errorf(kind.Internal, "mount %s has no source", m.GetContainerPath())

@@ -121,8 +121,13 @@ func hugePagesWarning(in *Input) string {
 }
 
 // MergeResources is what a container has after an update: the update's values,
-// and the old ones where it specifies none.
+// and the old ones where it specifies none. A new memory limit alone makes the
+// swap limit follow it, as Resources does.
 func MergeResources(old, update *cri.LinuxContainerResources) *cri.LinuxContainerResources {
+	swap := choose(update.GetMemorySwapLimitInBytes(), old.GetMemorySwapLimitInBytes())
+	if update.GetMemoryLimitInBytes() != 0 {
+		swap = update.GetMemorySwapLimitInBytes()
+	}
 	return &cri.LinuxContainerResources{
 		CpuPeriod:              choose(update.GetCpuPeriod(), old.GetCpuPeriod()),
 		CpuQuota:               choose(update.GetCpuQuota(), old.GetCpuQuota()),
@@ -131,7 +136,7 @@ func MergeResources(old, update *cri.LinuxContainerResources) *cri.LinuxContaine
 		OomScoreAdj:            choose(update.GetOomScoreAdj(), old.GetOomScoreAdj()),
 		CpusetCpus:             choose(update.GetCpusetCpus(), old.GetCpusetCpus()),
 		CpusetMems:             choose(update.GetCpusetMems(), old.GetCpusetMems()),
-		MemorySwapLimitInBytes: choose(update.GetMemorySwapLimitInBytes(), old.GetMemorySwapLimitInBytes()),
+		MemorySwapLimitInBytes: swap,
 		HugepageLimits:         mergeHugePages(old.GetHugepageLimits(), update.GetHugepageLimits()),
 		Unified:                mergeUnified(old.GetUnified(), update.GetUnified()),
 	}

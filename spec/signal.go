@@ -61,8 +61,8 @@ func parseSignal(s string) (int, error) {
 	if n, ok := realTimeSignal(name); ok {
 		return n, nil
 	}
-	if name == "CLD" {
-		name = "CHLD"
+	if alias, ok := map[string]string{"CLD": "CHLD", "IOT": "ABRT", "POLL": "IO"}[name]; ok {
+		name = alias
 	}
 	if n := unix.SignalNum("SIG" + name); n != 0 {
 		return int(n), nil
