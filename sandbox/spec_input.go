@@ -31,7 +31,7 @@ func (c *creation) specInput(ctx context.Context) (spec.Input, error) {
 		Paths: paths, Cgroup: c.record().Cgroup, Facts: c.m.opts.Facts,
 	}
 	if info, err := c.m.runtime.Handler(c.record().Handler.Name); err == nil {
-		in.Facts.RuntimeSpecMax = info.SpecMax
+		in.Facts.RuntimeSpecMax, in.Facts.RRO = info.SpecMax, info.RRO
 	}
 	if in.MountSources, err = mountSources(ctx, c.config.Mounts); err != nil {
 		return in, err

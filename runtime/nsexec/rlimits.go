@@ -2,6 +2,9 @@ package nsexec
 
 import (
 	"fmt"
+	"os"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -24,14 +27,36 @@ func (p *plan) rlimits(r Request) error {
 		s.setrlimit(resource, &unix.Rlimit{Cur: l.Soft, Max: l.Hard})
 	}
 	if !files {
-		var limit unix.Rlimit
-		if err := unix.Prlimit(r.InitPid, unix.RLIMIT_NOFILE, nil, &limit); err != nil {
+		limit, err := openFiles(r.InitPid)
+		if err != nil {
 			return alive(r, fmt.Errorf("read limit of descriptors: %w", err))
 		}
 		s.step("set RLIMIT_NOFILE")
 		s.setrlimit(unix.RLIMIT_NOFILE, &limit)
 	}
 	return nil
+}
+
+// openFiles reads a process's limit of descriptors. It is read from /proc and
+// not by prlimit(2), which asks for CAP_SYS_RESOURCE as soon as the process
+// runs as another user.
+func openFiles(pid int) (unix.Rlimit, error) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/limits")
+	if err != nil {
+		return unix.Rlimit{}, err
+	}
+	for line := range strings.Lines(string(b)) {
+		rest, ok := strings.CutPrefix(line, "Max open files")
+		if !ok {
+			continue
+		}
+		var soft, hard uint64
+		if _, err := fmt.Sscan(rest, &soft, &hard); err != nil {
+			return unix.Rlimit{}, fmt.Errorf("limits of process %d: %w", pid, err)
+		}
+		return unix.Rlimit{Cur: soft, Max: hard}, nil
+	}
+	return unix.Rlimit{}, fmt.Errorf("limits of process %d do not name its open files", pid)
 }
 
 func (s *script) setrlimit(resource int, l *unix.Rlimit) {
