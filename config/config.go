@@ -45,8 +45,6 @@ type CRI struct {
 	// one. Whoever reaches it also needs the one-time token of the URL; keep it on
 	// loopback, where the kubelet is.
 	StreamAddress string `toml:"stream_address"`
-	// A stream with no byte in either direction for this long is closed.
-	StreamIdleTimeout Duration `toml:"stream_idle_timeout"`
 }
 
 // Runtime configures OCI runtimes and cgroups.
@@ -98,9 +96,9 @@ type Images struct {
 	// request headers. The first folder that knows a registry counts. They are
 	// read at every pull.
 	RegistryDirs []string `toml:"registry_dirs"`
-	// Layers that are downloaded and unpacked side by side, over all pulls.
+	// Layers of one image that are downloaded and unpacked side by side.
 	MaxParallel int `toml:"max_parallel"`
-	// A download slower than this many bytes a second for 30 seconds goes on from the
+	// A download that brings less than this a second, over a minute, goes on from the
 	// next mirror, or fails.
 	MinRate Size `toml:"min_rate"`
 	// Images that the kubelet's garbage collection must keep: full references, or with
@@ -115,9 +113,8 @@ func Default() Config {
 		State: "/run/noded",
 		Log:   Log{Level: "info", Format: "text"},
 		CRI: CRI{
-			Listen:            "unix:///run/noded/noded.sock",
-			StreamAddress:     "127.0.0.1:0",
-			StreamIdleTimeout: Duration(4 * 60 * 60 * 1e9),
+			Listen:        "unix:///run/noded/noded.sock",
+			StreamAddress: "127.0.0.1:0",
 		},
 		Runtime: Runtime{
 			Default:      "runc",
@@ -132,8 +129,8 @@ func Default() Config {
 		},
 		Images: Images{
 			RegistryDirs: []string{"/etc/noded/certs.d", "/etc/containerd/certs.d", "/etc/docker/certs.d"},
-			MaxParallel:  4,
-			MinRate:      Size(10 << 10),
+			MaxParallel:  3,
+			MinRate:      Size(1 << 10),
 			Pinned:       []string{},
 		},
 	}

@@ -92,7 +92,6 @@ func TestBadFilesNameTheirPlace(t *testing.T) {
 	for _, c := range []struct{ name, text, want string }{
 		{"syntax", "root = \n", "config.toml:1:"},
 		{"type", "[images]\nmax_parallel = \"four\"\n", "config.toml:2:"},
-		{"duration", "[cri]\nstream_idle_timeout = \"4 hours\"\n", `"4 hours" is not a duration`},
 		{"size", "[images]\nmin_rate = \"10KB/s\"\n", `"10KB/s" is not a size`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -174,10 +173,10 @@ func TestDiff(t *testing.T) {
 	}
 	after.Log.Level = "debug"
 	after.Root = "/elsewhere"
-	after.CRI.StreamIdleTimeout /= 2
+	after.Images.MinRate = 0
 	after.Runtime.Handlers = map[string]Handler{"crun": {Path: "crun"}}
 	want := []Change{
-		{"cri.stream_idle_timeout", `"4h"`, `"2h"`, false},
+		{"images.min_rate", `"1KiB"`, `"0B"`, false},
 		{"log.level", `"info"`, `"debug"`, true},
 		{"root", `"/var/lib/noded"`, `"/elsewhere"`, false},
 		{"runtime.handlers.crun.path", "", `"crun"`, false},

@@ -125,8 +125,8 @@ func renderFile(docs map[string]string) string {
 
 const pageHead = `# Configuration
 
-noded reads ` + "`/etc/noded/config.toml`" + ` and then ` + "`/etc/noded/conf.d/*.toml`" + ` in the order of their names (` + "`--config`" + ` and
-` + "`--config-dir`" + ` name others). A later file overrides an earlier one key by key; a list replaces a list. The flags ` + "`--root`, `--state`" + `
+noded reads ` + "`/etc/noded/config.toml`" + ` and then ` + "`/etc/noded/conf.d/*.toml`" + ` in the order of their names (` + "`--config`" + ` names
+another file, and its drop-ins are then in ` + "`conf.d`" + ` beside it unless ` + "`--config-dir`" + ` says otherwise). A later file overrides an earlier one key by key; a list replaces a list. The flags ` + "`--root`, `--state`" + `
 and ` + "`--listen`" + ` stand above the files. Without any file noded runs on the defaults below.
 
 An unknown key is an error, with file, line and the nearest key that exists; a wrong value is one too, and all are told at once:
@@ -143,7 +143,7 @@ broken.toml:2: unknown key "network.mod", did you mean "network.mode"?
 **Changing it.** SIGHUP makes the daemon read its files again. A key marked *reload* takes effect at once; for the others the
 daemon logs that they need a restart, and goes on as before. Files with an error change nothing. A restart disturbs no container.
 
-**Durations** are written ` + "`\"30s\"`, `\"1h30m\"`" + `; **sizes** ` + "`\"512B\"`, `\"10KiB\"`, `\"16MiB\"`, `\"1GiB\"`" + `.
+**Sizes** are written ` + "`\"512B\"`, `\"10KiB\"`, `\"16MiB\"`, `\"1GiB\"`" + `.
 
 This page is made from the comments in ` + "`config/config.go`" + `.
 `

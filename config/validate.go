@@ -95,9 +95,6 @@ func (c CRI) validate(p *problems) {
 			p.addf("cri.stream_address", "%q is not a port of 0 to 65535", port)
 		}
 	}
-	if c.StreamIdleTimeout <= 0 {
-		p.addf("cri.stream_idle_timeout", "it must be above 0")
-	}
 }
 
 // SocketPath checks a "unix://" address and returns its path.

@@ -16,9 +16,9 @@ const module = "noded.dev/noded/"
 
 // listed is what `go list` says of a package.
 type listed struct {
-	ImportPath, Dir            string
-	GoFiles                    []string
-	Imports, Deps              []string
+	ImportPath, Dir string
+	GoFiles         []string
+	Imports, Deps   []string
 }
 
 func packages(t *testing.T) []listed {

@@ -26,7 +26,9 @@ func TestDocsNameCommands(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, m := range commandInText.FindAllStringSubmatch(string(text), -1) {
+		// The tutorial's way of writing it.
+		plain := strings.ReplaceAll(string(text), `"$noded" `, "\n$ noded ")
+		for _, m := range commandInText.FindAllStringSubmatch(plain, -1) {
 			checkLine(t, root, page, strings.Fields(m[1]), used)
 		}
 	}

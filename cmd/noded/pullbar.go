@@ -79,7 +79,7 @@ func (b *pullBar) draw() {
 	}
 }
 
-// line is "name [=====>    ] 12.3 MB of 45.6 MB, 2/5 layers, 10.1 MB/s".
+// line is "name [=====>    ] 12.3 MB of 45.6 MB, layers 2/5, 10.1 MB/s".
 func (b *pullBar) line() string {
 	seconds := time.Since(b.started).Seconds()
 	if b.last.total == 0 {
@@ -92,7 +92,7 @@ func (b *pullBar) line() string {
 	if filled < cells {
 		bar += ">" + strings.Repeat(" ", cells-filled-1)
 	}
-	return fmt.Sprintf("%s [%s] %s of %s, %d/%d layers, %s/s", b.name, bar,
+	return fmt.Sprintf("%s [%s] %s of %s, layers %d/%d, %s/s", b.name, bar,
 		bytesText(uint64(b.last.done)), bytesText(uint64(b.last.total)), b.last.ready, b.last.layers,
 		bytesText(uint64(float64(b.last.done)/max(seconds, 0.001))))
 }
@@ -115,7 +115,7 @@ func (b *pullBar) end(result string) {
 	}
 	size := ""
 	if b.last.total > 0 {
-		size = fmt.Sprintf("%s in %d layers, ", bytesText(uint64(b.last.total)), b.last.layers)
+		size = bytesText(uint64(b.last.total)) + " in "
 	}
 	fmt.Fprintf(b.w, "%s: %s%.1fs\n", b.name, size, time.Since(b.started).Seconds())
 }
