@@ -48,10 +48,10 @@ func Unpack(ctx context.Context, dir string, blob io.Reader, w Want, l limit.Lim
 	}
 	w.Count.Bytes.Store(0)
 	w.Count.Inodes.Store(0)
-	p := &pass{count: w.Count, limits: l, blobHash: w.NewHash(), tarHash: sha256.New(), in: newPipe(), out: newPipe()}
+	p := &pass{limits: l, blobHash: w.NewHash(), tarHash: sha256.New(), in: newPipe(), out: newPipe()}
 	var wg sync.WaitGroup
 	var blobErr, tarErr error
-	wg.Go(func() { blobErr = p.in.pump(blob, p.seeBlob) })
+	wg.Go(func() { blobErr = p.in.pump(counted{blob, &w.Count.Blob}, p.seeBlob) })
 	wg.Go(func() { tarErr = p.inflate() })
 	meta, err := untar(ctx, dir, p.out, l, w.Count)
 	if err == nil {
@@ -74,9 +74,20 @@ func (p *pass) giveUp(err error) {
 	}
 }
 
+// counted counts what is read, as it comes in.
+type counted struct {
+	r io.Reader
+	n *atomic.Int64
+}
+
+func (c counted) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n.Add(int64(n))
+	return n, err
+}
+
 // pass is one Unpack under way.
 type pass struct {
-	count    *Count
 	limits   limit.Limits
 	blobHash Hash
 	tarHash  Hash
@@ -87,7 +98,6 @@ type pass struct {
 
 func (p *pass) seeBlob(b []byte) error {
 	p.read.Add(int64(len(b)))
-	p.count.Blob.Add(int64(len(b)))
 	p.blobHash.Write(b)
 	return nil
 }

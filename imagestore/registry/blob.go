@@ -37,7 +37,7 @@ type Blob struct {
 
 // progressing is how many bytes between two failures show that trying again
 // leads somewhere: on a bad line a large blob may break any number of times.
-const progressing = 1 << 20
+const progressing = 256 << 10
 
 // Blob opens a stream; the first request is sent by the first Read. skip names
 // hosts (as Blob.Host) that gave wrong bytes before; they are tried last.
@@ -46,7 +46,7 @@ func (s *Session) Blob(ctx context.Context, desc ocispec.Descriptor, skip []stri
 	var last []*hostState
 	for _, h := range s.hosts {
 		switch {
-		case !h.pull:
+		case !h.pull || !s.speaks(h):
 		case contains(skip, h.name()):
 			last = append(last, h)
 		default:
@@ -141,7 +141,7 @@ func (b *Blob) end() error {
 func (b *Blob) failed(err error) error {
 	b.drop()
 	if b.ctx.Err() != nil {
-		return fmt.Errorf("blob %s: %w", b.desc.Digest, context.Cause(b.ctx))
+		return context.Cause(b.ctx)
 	}
 	h := b.hosts[b.at]
 	b.tried.add(h, err)
@@ -156,7 +156,7 @@ func (b *Blob) failed(err error) error {
 	b.mark = b.off
 	most := b.s.client.opts.Limits.Retries
 	if b.at >= len(b.hosts) || b.tries > most+len(b.hosts) {
-		return b.tried.error("blob " + b.desc.Digest.String())
+		return b.tried.error("fetch")
 	}
 	if b.hosts[b.at] != h {
 		return nil
@@ -167,7 +167,7 @@ func (b *Blob) failed(err error) error {
 // connect opens the transfer at the current offset.
 func (b *Blob) connect() error {
 	if len(b.hosts) == 0 {
-		return b.tried.error("blob " + b.desc.Digest.String())
+		return b.tried.error("fetch")
 	}
 	for {
 		err := b.dial(b.hosts[b.at])

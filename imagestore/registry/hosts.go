@@ -28,6 +28,7 @@ type host struct {
 	pull     bool     // may serve blobs and manifests by digest
 	resolve  bool     // may say what a tag means
 	upstream bool     // the registry itself, not a mirror of it
+	other    bool     // the host before under its other scheme: only where that one turns out wrong
 	header   http.Header
 	tls      *tls.Config
 	dial     time.Duration
@@ -352,8 +353,10 @@ func defaultHosts(domain string, config *tls.Config) []*host {
 	}
 	plain := upstreamHost("http", at, nil)
 	if defaultScheme(domain) == "https" {
+		plain.other = true
 		return []*host{secure, plain}
 	}
+	secure.other = true
 	return []*host{plain, secure}
 }
 

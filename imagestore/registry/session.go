@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -229,13 +230,39 @@ func pause(ctx context.Context, n int, err error) error {
 	}
 }
 
-// get does f against the hosts in order until one succeeds, each with a few
+// wrongScheme reports whether a failure means that the host speaks TLS where
+// plain HTTP was tried, or the other way round.
+func wrongScheme(err error) bool {
+	var record tls.RecordHeaderError
+	var status *statusError
+	return errors.As(err, &record) || errors.As(err, &status) && status.status == http.StatusBadRequest ||
+		err != nil && strings.Contains(err.Error(), "malformed HTTP response")
+}
+
+// speaks leaves out the scheme that a host turned out not to use.
+func (s *session) speaks(h *hostState) bool {
+	answered := s.Host()
+	return answered == h.name() || !h.other && !s.otherAnswered()
+}
+
+// otherAnswered reports whether the registry was reached by its other scheme.
+func (s *session) otherAnswered() bool {
+	answered := s.Host()
+	for _, h := range s.hosts {
+		if h.other && h.name() == answered {
+			return true
+		}
+	}
+	return false
+}
+
+// each does f against the hosts in order until one succeeds, each with a few
 // tries if its failure looks passing.
 func (s *session) each(ctx context.Context, what string, fit func(*host) bool, f func(*hostState) error) error {
 	var a attempts
 	const tries = 3
 	for _, h := range s.hosts {
-		if !fit(h.host) {
+		if !fit(h.host) || h.other && !wrongScheme(a.last) && s.Host() != h.name() {
 			continue
 		}
 		for n := 1; ; n++ {
