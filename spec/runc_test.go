@@ -113,10 +113,10 @@ func (b *runcBench) run(t *testing.T, s *rspec.Spec, id string) string {
 	return out.String()
 }
 
-// buildSockets puts the program of testdata/sockets into the root filesystem.
-func (b *runcBench) buildSockets(t *testing.T) {
+// buildProbe compiles the program of testdata/probe.
+func buildProbe(t *testing.T, file string) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-o", filepath.Join(b.rootfs, "bin/sockets"), "./testdata/sockets")
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-o", file, "./testdata/probe")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
@@ -209,9 +209,9 @@ func TestRealRunc(t *testing.T) {
 			},
 			want: []string{"/tmp/mem: Operation not permitted", "/tmp/sda: Operation not permitted", "null", "fuse"}},
 		// V51: EPERM is the filter's answer; a kernel without the families says EAFNOSUPPORT.
-		{name: "V51 sockets", script: "/bin/sockets",
+		{name: "V51 sockets", script: "/bin/probe",
 			change: func(t *testing.T, in *Input) {
-				b.buildSockets(t)
+				buildProbe(t, filepath.Join(b.rootfs, "bin/probe"))
 				in.Container.Linux.SecurityContext.Seccomp = &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault}
 			},
 			want: []string{"family 38: operation not permitted", "family 40: operation not permitted", "family 1: ok", "family 2: ok"}},
@@ -244,5 +244,33 @@ func TestRealRunc(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestRealInit: the init of a shared PID namespace can do nothing but reap, and
+// its root has nothing but the binary.
+func TestRealInit(t *testing.T) {
+	b := newRuncBench(t)
+	in := b.input("")
+	in.Paths.Self = filepath.Join(b.dir, "probe")
+	buildProbe(t, in.Paths.Self)
+	in.Paths.RootFS = filepath.Join(b.dir, "empty")
+	if err := os.Mkdir(in.Paths.RootFS, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Init(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ownNamespaces(s)
+	out := b.run(t, s, in.ID)
+	for _, w := range []string{
+		"pid 1 uid 65535 gid 65535", "CapPrm:\t0000000000000000", "CapEff:\t0000000000000000", "CapBnd:\t0000000000000000",
+		"NoNewPrivs:\t1", "Seccomp:\t2", "root has dev\nroot has noded\nroot has proc\nwrite root",
+		"write root: open /x: ", "write binary: open /noded: ",
+	} {
+		if !strings.Contains(out, w) {
+			t.Errorf("no %q in\n%s", w, out)
+		}
 	}
 }
