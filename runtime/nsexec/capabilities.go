@@ -30,7 +30,19 @@ func newCapabilities(c *rspec.LinuxCapabilities) capabilities {
 // capabilityBits skips unknown names, as runc does: they are those of a kernel
 // newer than noded.
 func capabilityBits(names []string) uint64 {
-	known := [...]string{
+	known := capabilityNames()
+	var bits uint64
+	for _, n := range names {
+		if i := slices.Index(known, n); i >= 0 {
+			bits |= 1 << i
+		}
+	}
+	return bits
+}
+
+// capabilityNames are those of linux/capability.h by number.
+func capabilityNames() []string {
+	return []string{
 		"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_SETGID",
 		"CAP_SETUID", "CAP_SETPCAP", "CAP_LINUX_IMMUTABLE", "CAP_NET_BIND_SERVICE", "CAP_NET_BROADCAST",
 		"CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_IPC_LOCK", "CAP_IPC_OWNER", "CAP_SYS_MODULE", "CAP_SYS_RAWIO",
@@ -39,13 +51,6 @@ func capabilityBits(names []string) uint64 {
 		"CAP_AUDIT_CONTROL", "CAP_SETFCAP", "CAP_MAC_OVERRIDE", "CAP_MAC_ADMIN", "CAP_SYSLOG", "CAP_WAKE_ALARM",
 		"CAP_BLOCK_SUSPEND", "CAP_AUDIT_READ", "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE",
 	}
-	var bits uint64
-	for _, n := range names {
-		if i := slices.Index(known[:], n); i >= 0 {
-			bits |= 1 << i
-		}
-	}
-	return bits
 }
 
 // bound plans to drop what is not in the bounding set, also capabilities that

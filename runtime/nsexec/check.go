@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	rspec "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 
 	"noded.dev/noded/internal/kind"
 )
@@ -94,8 +93,8 @@ func checkNamespaces(r Request) error {
 		}
 	}
 	// Only now is it sure that the files above were those of the container.
-	if err := unix.PidfdSendSignal(r.InitPidfd, 0, nil, 0); err != nil {
-		return kind.Errorf(kind.Precondition, "container is not running: %w", err)
+	if ended(r.InitPidfd) {
+		return kind.Errorf(kind.Precondition, "container is not running")
 	}
 	return nil
 }

@@ -23,6 +23,7 @@ import (
 
 	"noded.dev/noded/internal/cgroup"
 	"noded.dev/noded/internal/kind"
+	"noded.dev/noded/runtime/nsexec/seccomp"
 )
 
 // ErrUnsupported means that the OCI runtime has to run the process. Nothing
@@ -40,6 +41,10 @@ type Request struct {
 	InitPidfd   int    // a descriptor of it, which keeps the pid from meaning another
 	Process     *rspec.Process
 	Linux       *rspec.Linux // the container's; its seccomp profile is applied
+
+	// Filter is Linux.Seccomp compiled by seccomp.Compile, to be kept with the
+	// container; nil: compiled by each call, which takes longer than the rest.
+	Filter *seccomp.Filter
 
 	Cgroup  string       // the container's cgroup as cgroup.Host.Dir gives it
 	Cgroups *cgroup.Host // nil: detected by each call, which is slower
@@ -124,8 +129,20 @@ func await(p *plan, c *child) (*Process, error) {
 
 // alive explains an error by the container's end, if it has ended.
 func alive(r Request, err error) error {
-	if unix.PidfdSendSignal(r.InitPidfd, 0, nil, 0) == unix.ESRCH {
+	if ended(r.InitPidfd) {
 		return kind.Errorf(kind.Precondition, "container is not running: %w", err)
 	}
 	return err
+}
+
+// ended reports whether the process has exited, waited for or not: its
+// descriptor is readable then (pidfd_open(2)).
+func ended(pidfd int) bool {
+	fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
+	for {
+		n, err := unix.Poll(fds, 0)
+		if err != unix.EINTR {
+			return n > 0
+		}
+	}
 }

@@ -9,7 +9,6 @@ import (
 
 	"noded.dev/noded/internal/cgroup"
 	"noded.dev/noded/internal/kind"
-	"noded.dev/noded/runtime/nsexec/seccomp"
 )
 
 // plan is everything prepared on the host for one child: its script and the
@@ -269,8 +268,8 @@ func (p *plan) limits(r Request) error {
 // a privilege that the process may be about to lose; otherwise it comes last.
 func (p *plan) program(r Request) error {
 	s := p.script
-	var filter *seccomp.Filter
-	if r.Linux != nil && r.Linux.Seccomp != nil {
+	filter := r.Filter
+	if filter == nil && r.Linux != nil && r.Linux.Seccomp != nil {
 		var err error
 		if filter, err = compile(r.Linux.Seccomp); err != nil {
 			return err

@@ -21,6 +21,7 @@ const (
 	table386
 	tableARM64
 	tableARM
+	tableX32 // without x32Bit
 	numTables
 )
 
@@ -34,13 +35,12 @@ const x32Bit = 0x40000000
 type arch struct {
 	table  int
 	audit  uint32
-	x32    bool
 	narrow bool // 32-bit arguments
 }
 
 var (
 	archAMD64 = arch{table: tableAMD64, audit: 0xC000003E}
-	archX32   = arch{table: tableAMD64, audit: 0xC000003E, x32: true}
+	archX32   = arch{table: tableX32, audit: 0xC000003E}
 	arch386   = arch{table: table386, audit: 0x40000003, narrow: true}
 	archARM64 = arch{table: tableARM64, audit: 0xC00000B7}
 	archARM   = arch{table: tableARM, audit: 0x40000028, narrow: true}
@@ -84,27 +84,10 @@ func (a arch) number(name string) (nr uint32, ok bool) {
 		return 0, false
 	}
 	nr = uint32(calls[i].number[a.table])
-	if a.x32 {
-		return x32Bit | x32Number(name, nr), true
+	if a.table == tableX32 {
+		nr |= x32Bit
 	}
 	return nr, true
-}
-
-// x32Number gives the calls that x32 has under numbers of its own, because
-// their arguments hold pointers or longs (arch/x86/entry/syscalls/syscall_64.tbl).
-func x32Number(name string, nr uint32) uint32 {
-	const first = 512
-	own := [...]string{
-		"rt_sigaction", "rt_sigreturn", "ioctl", "readv", "writev", "recvfrom", "sendmsg", "recvmsg", "execve",
-		"ptrace", "rt_sigpending", "rt_sigtimedwait", "rt_sigqueueinfo", "sigaltstack", "timer_create", "mq_notify",
-		"kexec_load", "waitid", "set_robust_list", "get_robust_list", "vmsplice", "move_pages", "preadv", "pwritev",
-		"rt_tgsigqueueinfo", "recvmmsg", "sendmmsg", "process_vm_readv", "process_vm_writev", "setsockopt",
-		"getsockopt", "io_setup", "io_submit", "execveat", "preadv2", "pwritev2",
-	}
-	if i := slices.Index(own[:], name); i >= 0 {
-		return first + uint32(i)
-	}
-	return nr
 }
 
 // muxed gives the 386 calls that are also reached through socketcall(2) or

@@ -172,7 +172,10 @@ func newTable(a arch, def uint32, p *rspec.LinuxSeccomp) (*table, error) {
 					}
 				}
 			}
-			if through, number, ok := muxed(name); ok && a == arch386 {
+			if a != arch386 {
+				continue
+			}
+			if through, number, ok := muxed(name); ok {
 				indirect = append(indirect, mux{name, through, number, len(s.Args) > 0, ret})
 			}
 		}
