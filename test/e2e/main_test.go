@@ -4,6 +4,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"testing"
@@ -57,6 +58,10 @@ func run(m *testing.M) (code int, err error) {
 	if shared, err = node.Start(node.Options{Binary: binary, Registry: registry}); err != nil {
 		return 0, err
 	}
+	// Images come before the first test, so that no connection to the registry ends while one runs.
+	if _, err = shared.Pull(webImage); err != nil {
+		return 0, errors.Join(err, shared.Close())
+	}
 	if err = shared.Warm(); err == nil {
 		code = m.Run()
 	}
@@ -92,10 +97,13 @@ func start(t *testing.T) *node.Node {
 	return shared
 }
 
-// peer says that another runtime is tested, which is known not to keep a rule of noded's.
+// noded says that the daemon under test is noded, and not a peer that proves the tests.
+func noded() bool { return os.Getenv(node.Peer) == "" }
+
+// skipOnPeer leaves out what the peer is known to do differently.
 func skipOnPeer(t *testing.T, why string) {
 	t.Helper()
-	if os.Getenv(node.Peer) != "" {
-		t.Skip("the peer does not do this: " + why)
+	if !noded() {
+		t.Skip("the peer differs: " + why)
 	}
 }

@@ -2,6 +2,7 @@ package kubelet
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"strings"
 	"testing"
@@ -15,10 +16,11 @@ import (
 	"noded.dev/noded/test/node"
 )
 
-// pod is a pod of containers that run the test image. Its name ends in what
-// tells repeated tests apart.
+// pod is a pod of containers that run the test image. Its name is its identity,
+// so that it ends in what tells repeated tests apart.
 func pod(t *testing.T, containers ...core.Container) *core.Pod {
 	name := strings.NewReplacer("/", "-", "_", "-", "#", "-").Replace(strings.ToLower(t.Name()))
+	name += fmt.Sprintf("-%05x", rand.Uint32N(1<<20))
 	grace := int64(1)
 	for i := range containers {
 		containers[i].Image, containers[i].ImagePullPolicy = node.Image, core.PullIfNotPresent

@@ -11,18 +11,32 @@ import (
 	"testing"
 )
 
+// currentLog is the log file of a container's newest attempt, which is its name.
+func currentLog(t *testing.T, pod, container string) string {
+	t.Helper()
+	logs, err := filepath.Glob(filepath.Join(shared.Dir, "logs", "default_"+pod+"-*", container, "*.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sort.Strings(logs)
+	if len(logs) == 0 {
+		return ""
+	}
+	return logs[len(logs)-1]
+}
+
 // rotated reads the numbers of "line N" from a container's log files, oldest
 // first. The kubelet appends a time to the names of old ones and zips all but
 // the newest of these.
-func rotated(t *testing.T, dir string) []int {
+func rotated(t *testing.T, log string) []int {
 	t.Helper()
-	paths, err := filepath.Glob(filepath.Join(dir, "0.log.*"))
+	paths, err := filepath.Glob(log + ".*")
 	if err != nil {
 		t.Fatal(err)
 	}
 	sort.Strings(paths)
 	var numbers []int
-	for _, path := range append(paths, filepath.Join(dir, "0.log")) {
+	for _, path := range append(paths, log) {
 		if strings.HasSuffix(path, ".tmp") {
 			continue // being zipped; its source is still there
 		}

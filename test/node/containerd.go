@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // containerd is Debian's, run to prove that the tests ask for nothing that the
@@ -52,3 +55,5 @@ func (containerd) helpers(*Node) map[string]int { return map[string]int{} }
 func (containerd) passing(n *Node) []string {
 	return []string{filepath.Join(n.Root, "io.containerd.snapshotter.v1.overlayfs"), filepath.Join(n.Root, "io.containerd.content.v1.content")}
 }
+
+func (containerd) forgets(err error) bool { return status.Code(err) == codes.NotFound }

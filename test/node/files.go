@@ -25,13 +25,18 @@ func (n *Node) writeConflist() error {
 
 // writeMirrors leads every registry's name to the test registry.
 func (n *Node) writeMirrors() error {
-	dir := filepath.Join(n.mirrors(), "_default")
 	if n.Registry == nil {
 		return nil
 	}
+	return n.Mirror("_default", n.Registry)
+}
+
+// Mirror leads one registry's name to another test registry.
+func (n *Node) Mirror(name string, r *Registry) error {
+	dir := filepath.Join(n.mirrors(), name)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	text := fmt.Sprintf("server = \"http://%[1]s\"\n[host.\"http://%[1]s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", n.Registry.Host)
+	text := fmt.Sprintf("server = \"http://%[1]s\"\n[host.\"http://%[1]s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", r.Host)
 	return os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(text), 0o600)
 }

@@ -67,6 +67,8 @@ type server interface {
 	helpers(n *Node) map[string]int
 	// passing are path prefixes of files that are removed in the server's own time.
 	passing(n *Node) []string
+	// forgets says that an error of Stop means that there is nothing to stop.
+	forgets(err error) bool
 }
 
 // New starts a node that ends with the test and must leave nothing behind.

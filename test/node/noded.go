@@ -83,6 +83,9 @@ func (noded) helpers(n *Node) map[string]int {
 // passing are none: what noded has removed is gone when it says so.
 func (noded) passing(*Node) []string { return nil }
 
+// forgets is never: stopping what is gone has succeeded.
+func (noded) forgets(error) bool { return false }
+
 // subnet6 is a unique local IPv6 range that no other node has.
 func (n *Node) subnet6() string {
 	return fmt.Sprintf("fd%s:%s::/64", n.Tag[:2], n.Tag[2:])

@@ -49,3 +49,12 @@ func ip(t testing.TB, args ...string) {
 		t.Fatalf("ip %s: %v: %s", strings.Join(args, " "), err, out)
 	}
 }
+
+// Once is Get without patience, for what should not answer.
+func (o *Outside) Once(port int) (string, error) {
+	out, err := exec.Command("ip", "netns", "exec", o.name, "curl", "-sS", "--max-time", "1", fmt.Sprintf("http://%s:%d/", o.HostIP, port)).CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("%w: %s", err, out)
+	}
+	return string(out), nil
+}

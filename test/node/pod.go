@@ -99,7 +99,7 @@ func (p *Pod) Stop() error {
 
 // Remove stops and removes the pod with its containers; again and again is fine.
 func (p *Pod) Remove() error {
-	if err := p.Stop(); err != nil {
+	if err := p.Stop(); err != nil && !p.Node.server.forgets(err) {
 		return err
 	}
 	ctx, cancel := Context()

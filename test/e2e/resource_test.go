@@ -1,0 +1,193 @@
+package e2e
+
+import (
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"noded.dev/noded/test/node"
+)
+
+// TestLimits reads from the kernel what was asked for, and after a change of it.
+func TestLimits(t *testing.T) {
+	if _, err := os.Stat("/sys/fs/cgroup/memory"); err != nil {
+		t.Skip("the files of cgroup v1 are looked at")
+	}
+	n := start(t)
+	p := n.RunPod(t)
+	c := p.Run(t, "sleep 1000", func(c *cri.ContainerConfig) {
+		c.Linux.Resources = &cri.LinuxContainerResources{CpuShares: 512, CpuPeriod: 100000, CpuQuota: 50000, MemoryLimitInBytes: 64 << 20, CpusetCpus: "0", CpusetMems: "0", OomScoreAdj: 500}
+	})
+	assertLimits(t, c, "512", "100000", "50000", "67108864", "0")
+	if got := c.Shell(t, "cat /proc/1/oom_score_adj /proc/self/oom_score_adj"); got != "500\n500\n" {
+		t.Errorf("oom_score_adj %q", got)
+	}
+	must(t, update(n, c.ID, &cri.LinuxContainerResources{CpuShares: 256, CpuPeriod: 50000, CpuQuota: 10000, MemoryLimitInBytes: 128 << 20, CpusetCpus: "0-1"}))
+	assertLimits(t, c, "256", "50000", "10000", "134217728", "0-1")
+	if noded() {
+		if r := c.Status(t).GetResources().GetLinux(); r.GetCpuShares() != 256 || r.GetMemoryLimitInBytes() != 128<<20 || r.GetCpusetCpus() != "0-1" {
+			t.Errorf("status tells %v", r)
+		}
+		wantCode(t, update(n, c.ID, &cri.LinuxContainerResources{CpuShares: 300, CpusetCpus: "99"}), codes.InvalidArgument)
+		assertLimits(t, c, "256", "50000", "10000", "134217728", "0-1") // all or nothing
+		wantCode(t, update(n, ended(t, p), &cri.LinuxContainerResources{CpuShares: 300}), codes.FailedPrecondition)
+	}
+}
+
+func update(n *node.Node, id string, r *cri.LinuxContainerResources) error {
+	ctx, cancel := node.Context()
+	defer cancel()
+	_, err := n.Runtime.UpdateContainerResources(ctx, &cri.UpdateContainerResourcesRequest{ContainerId: id, Linux: r})
+	return err
+}
+
+func assertLimits(t *testing.T, c *node.Container, shares, period, quota, memory, cpus string) {
+	t.Helper()
+	for _, f := range []struct{ controller, file, want string }{
+		{"cpu", "cpu.shares", shares}, {"cpu", "cpu.cfs_period_us", period}, {"cpu", "cpu.cfs_quota_us", quota},
+		{"memory", "memory.limit_in_bytes", memory}, {"cpuset", "cpuset.cpus", cpus},
+	} {
+		if got := c.Cgroup(t, f.controller, f.file); got != f.want {
+			t.Errorf("%s is %q, want %q", f.file, got, f.want)
+		}
+	}
+}
+
+// TestOOMScore asks for a score that only a fully privileged daemon may set:
+// the container starts all the same.
+func TestOOMScore(t *testing.T) {
+	n := start(t)
+	p := n.RunPod(t)
+	p.Output(t, "true", func(c *cri.ContainerConfig) { c.Linux.Resources.OomScoreAdj = -998 })
+}
+
+// TestStats checks that the figures are of this container and move.
+func TestStats(t *testing.T) {
+	n := start(t)
+	p := n.RunPod(t)
+	c := p.Run(t, "head -c 3000000 /dev/urandom >/file; x=$(head -c 4000000 /dev/zero | tr '\\0' x); sleep 1000")
+	p.Run(t, "sleep 1000")
+	ctx, cancel := node.Context()
+	defer cancel()
+	var s *cri.ContainerStats
+	node.Eventually(t, "figures are there", 20*time.Second, func() bool { // the peer collects them every ten seconds
+		r, err := n.Runtime.ContainerStats(ctx, &cri.ContainerStatsRequest{ContainerId: c.ID})
+		must(t, err)
+		s = r.Stats
+		return s.GetMemory().GetWorkingSetBytes().GetValue() > 3<<20 && s.GetWritableLayer().GetUsedBytes().GetValue() > 2900000
+	})
+	if s.Attributes.GetId() != c.ID || s.Attributes.GetMetadata().GetName() != c.Config.Metadata.Name || s.Attributes.Labels["container"] == "" {
+		t.Errorf("attributes %v", s.Attributes)
+	}
+	now := time.Now().UnixNano()
+	if s.Cpu.GetUsageCoreNanoSeconds().GetValue() == 0 || now-s.Cpu.Timestamp > int64(30*time.Second) || s.Cpu.Timestamp > now {
+		t.Errorf("cpu %v", s.Cpu)
+	}
+	if u := s.WritableLayer; u.GetInodesUsed().GetValue() == 0 || u.GetFsId().GetMountpoint() == "" || u.GetUsedBytes().GetValue() > 100<<20 {
+		t.Errorf("writable layer %v", u)
+	}
+	list, err := n.Runtime.ListContainerStats(ctx, &cri.ListContainerStatsRequest{Filter: &cri.ContainerStatsFilter{PodSandboxId: p.ID}})
+	must(t, err)
+	if len(list.Stats) != 2 {
+		t.Errorf("the pod has figures of %d containers", len(list.Stats))
+	}
+	if !noded() {
+		return // 1.6 has no pods' figures on this kernel
+	}
+	pod, err := n.Runtime.PodSandboxStats(ctx, &cri.PodSandboxStatsRequest{PodSandboxId: p.ID})
+	must(t, err)
+	l := pod.Stats.GetLinux()
+	if pod.Stats.GetAttributes().GetId() != p.ID || len(l.GetContainers()) != 2 || l.GetCpu().GetUsageCoreNanoSeconds().GetValue() == 0 ||
+		l.GetMemory().GetWorkingSetBytes().GetValue() == 0 || l.GetProcess().GetProcessCount().GetValue() < 2 || l.GetNetwork().GetDefaultInterface().GetName() != "eth0" {
+		t.Errorf("pod's figures %v", pod.Stats)
+	}
+	pods, err := n.Runtime.ListPodSandboxStats(ctx, &cri.ListPodSandboxStatsRequest{Filter: &cri.PodSandboxStatsFilter{Id: p.ID}})
+	must(t, err)
+	if len(pods.Stats) != 1 {
+		t.Errorf("figures of %d pods", len(pods.Stats))
+	}
+}
+
+// TestEvents follows a pod's life as it is announced.
+func TestEvents(t *testing.T) {
+	skipOnPeer(t, "it is older than this")
+	n := start(t)
+	ctx, cancel := node.Context()
+	defer cancel()
+	stream, err := n.Runtime.GetContainerEvents(ctx, &cri.GetEventsRequest{})
+	must(t, err)
+	_, err = stream.Header() // the subscription is made when this arrives
+	must(t, err)
+	p := n.RunPod(t)
+	c := p.Run(t, "exit 3")
+	c.WaitExit(t)
+	must(t, c.Remove())
+	must(t, p.Remove())
+	want := []string{"pod CREATED", "pod STARTED", "c CREATED", "c STARTED", "c STOPPED 3", "c DELETED", "pod STOPPED", "pod DELETED"}
+	for len(want) > 0 {
+		e, err := stream.Recv()
+		must(t, err)
+		what := strings.TrimSuffix(strings.TrimPrefix(e.ContainerEventType.String(), "CONTAINER_"), "_EVENT")
+		got := ""
+		switch e.ContainerId {
+		case p.ID:
+			got = "pod " + what
+		case c.ID:
+			got = "c " + what
+			if what == "STOPPED" && len(e.ContainersStatuses) == 1 {
+				got += " " + itoa(int(e.ContainersStatuses[0].ExitCode))
+			}
+		default:
+			continue
+		}
+		if got != want[0] {
+			t.Fatalf("event %q, want %q", got, want[0])
+		}
+		if what != "DELETED" && e.PodSandboxStatus.GetId() != p.ID {
+			t.Errorf("%s: status of pod %q", got, e.PodSandboxStatus.GetId())
+		}
+		want = want[1:]
+	}
+}
+
+// TestNode asks about the node itself.
+func TestNode(t *testing.T) {
+	n := start(t)
+	ctx, cancel := node.Context()
+	defer cancel()
+	v, err := n.Runtime.Version(ctx, &cri.VersionRequest{})
+	must(t, err)
+	if v.RuntimeApiVersion != "v1" || v.RuntimeName == "" || v.RuntimeVersion == "" {
+		t.Errorf("version %v", v)
+	}
+	s, err := n.Runtime.Status(ctx, &cri.StatusRequest{Verbose: true})
+	must(t, err)
+	if len(s.Status.Conditions) < 2 {
+		t.Errorf("conditions %v", s.Status.Conditions)
+	}
+	_, err = n.Runtime.UpdateRuntimeConfig(ctx, &cri.UpdateRuntimeConfigRequest{RuntimeConfig: &cri.RuntimeConfig{}})
+	must(t, err)
+	if !noded() {
+		return
+	}
+	names := map[string]bool{}
+	for _, h := range s.RuntimeHandlers {
+		names[h.Name] = h.GetFeatures().GetRecursiveReadOnlyMounts()
+	}
+	if !names[""] || !names["runc"] {
+		t.Errorf("handlers %v", s.RuntimeHandlers)
+	}
+	c, err := n.Runtime.RuntimeConfig(ctx, &cri.RuntimeConfigRequest{})
+	must(t, err)
+	if c.GetLinux().GetCgroupDriver() != cri.CgroupDriver_CGROUPFS {
+		t.Errorf("driver %v", c)
+	}
+	_, err = n.Runtime.CheckpointContainer(ctx, &cri.CheckpointContainerRequest{})
+	wantCode(t, err, codes.Unimplemented)
+	_, err = n.Runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: n.PodConfig(t), RuntimeHandler: "no-such"})
+	wantCode(t, err, codes.NotFound)
+}
