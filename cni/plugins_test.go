@@ -205,7 +205,9 @@ func TestReload(t *testing.T) {
 	if _, err := nets.Add(t.Context(), pod("p", "/none")); !kind.Is(err, kind.Precondition) {
 		t.Errorf("Add without configuration: %v", err)
 	}
-	conf := func(name string) string { return `{"cniVersion":"1.0.0","name":"` + name + `","plugins":[{"type":"bridge"}]}` }
+	conf := func(name string) string {
+		return `{"cniVersion":"1.0.0","name":"` + name + `","plugins":[{"type":"bridge"}]}`
+	}
 	current := func() string {
 		if list, _ := nets.backend.(*plugins).network(); list != nil {
 			return list.Name

@@ -71,7 +71,10 @@ type Network struct {
 	v6    bool // the kernel has IPv6
 	host  *netlink.Handle
 	fire  *firewall
+	flows *flowEraser
 	guard *tableWatch
+
+	closing sync.Once
 
 	mu      sync.Mutex
 	subnets []netip.Prefix
@@ -111,6 +114,7 @@ func Open(_ context.Context, o Options) (*Network, error) {
 	}
 	n.cursor = n.highestSlot()
 	n.fire = newFirewall(o.Bridge)
+	n.flows = &flowEraser{log: o.Log}
 	for _, r := range n.pods {
 		if err := n.fire.claim(r); err != nil {
 			o.Log.WithError(err).Warnf("record of pod %s", r.ID)
@@ -127,18 +131,22 @@ func Open(_ context.Context, o Options) (*Network, error) {
 
 // Close lets go of the network; pods keep theirs.
 func (n *Network) Close() {
-	n.guard.close()
-	n.host.Close()
+	n.closing.Do(func() {
+		n.guard.close()
+		n.flows.wait()
+		n.fire.close()
+		n.host.Close()
+	})
 }
 
 // repair puts the rules back when somebody else deleted some of them, as a
 // reload of the node's firewall does.
 func (n *Network) repair() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	ok, err := n.fire.intact()
 	if err == nil && !ok {
 		n.opts.Log.Warnf("nftables table %s was changed by somebody else and is made anew", n.opts.Bridge)
-		n.mu.Lock()
-		defer n.mu.Unlock()
 		err = n.fire.install(n.allSubnets())
 	}
 	if err != nil {
@@ -214,6 +222,7 @@ func (n *Network) Add(ctx context.Context, pod Pod) ([]netip.Addr, error) {
 		steps.Step{Name: "write record", Do: func(context.Context) error { return r.save(n.opts.Dir) }},
 		steps.Step{Name: "connect", Do: func(context.Context) error { return n.connect(r, pod) }},
 		steps.Step{Name: "configure interface", Do: func(context.Context) error { return n.configure(r, pod) }},
+		steps.Step{Name: "settle link", Do: func(context.Context) error { return settle(r.Link, n.opts.Bridge) }},
 		steps.Step{Name: "publish ports", Do: func(context.Context) error { return n.publish(r) }},
 	)
 	if err != nil {
@@ -238,7 +247,6 @@ func (n *Network) Del(ctx context.Context, id string) error {
 	err := steps.Run(ctx, "network del", nil,
 		steps.Step{Name: "withdraw ports", Do: func(context.Context) error { return n.withdraw(r) }},
 		steps.Step{Name: "disconnect", Do: func(context.Context) error { return n.disconnect(r.Link) }},
-		steps.Step{Name: "forget flows", Do: func(context.Context) error { return n.forgetFlows(r) }},
 		steps.Step{Name: "delete record", Do: func(context.Context) error { return n.release(r) }},
 	)
 	if err != nil {

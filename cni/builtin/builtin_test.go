@@ -1,6 +1,7 @@
 package builtin
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -39,14 +40,27 @@ func open(t testing.TB, change ...func(*Options)) *Network {
 	if err := n.Ready(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		for _, id := range n.Pods() {
-			if err := n.Del(t.Context(), id); err != nil && t.Context().Err() == nil {
-				t.Error(err)
-			}
-		}
-	})
+	t.Cleanup(func() { n.Close(); dismantle(t, o) })
 	return n
+}
+
+// dismantle takes a network off the node, opening it anew as tests close theirs.
+func dismantle(t testing.TB, o Options) {
+	t.Helper()
+	ctx := context.Background() // the test's own has ended
+	n, err := Open(ctx, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	for _, id := range n.Pods() {
+		if err := n.Del(ctx, id); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := n.Teardown(ctx); err != nil {
+		t.Error(err)
+	}
 }
 
 func add(t testing.TB, n *Network, pod Pod) []netip.Addr {

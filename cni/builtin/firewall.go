@@ -21,13 +21,49 @@ type firewall struct {
 	bridge string
 
 	mu      sync.Mutex
+	kernel  *nftables.Conn // kept open: closing one waits 10 ms for what was deleted through it
 	subnets []netip.Prefix
 	ports   map[portKey]binding // claimed
 	live    map[portKey]bool    // of these, in the kernel
+	gone    bool                // uninstalled on purpose
 }
 
 func newFirewall(bridge string) *firewall {
 	return &firewall{bridge: bridge, ports: map[portKey]binding{}, live: map[portKey]bool{}}
+}
+
+func (f *firewall) conn() (*nftables.Conn, error) {
+	if f.kernel == nil {
+		c, err := nftables.New(nftables.AsLasting())
+		if err != nil {
+			return nil, fmt.Errorf("open netfilter socket: %w", err)
+		}
+		f.kernel = c
+	}
+	return f.kernel, nil
+}
+
+// flush sends the transaction. After a failure answers may be left in the
+// socket, so the next transaction gets another one.
+func (f *firewall) flush(c *nftables.Conn) error {
+	err := c.Flush()
+	if err != nil {
+		f.closeConn()
+	}
+	return err
+}
+
+func (f *firewall) closeConn() {
+	if f.kernel != nil {
+		f.kernel.CloseLasting() // of a socket that is not used any more
+		f.kernel = nil
+	}
+}
+
+func (f *firewall) close() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.closeConn()
 }
 
 // claim takes a pod's host ports, all or none. Kind Exists if another pod has
@@ -78,14 +114,14 @@ func (f *firewall) unclaim(r *record) {
 func (f *firewall) install(subnets []netip.Prefix) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.subnets = subnets
+	f.subnets, f.gone = subnets, false
 	return f.rebuild()
 }
 
 func (f *firewall) rebuild() error {
-	c, err := nftables.New()
+	c, err := f.conn()
 	if err != nil {
-		return fmt.Errorf("open netfilter socket: %w", err)
+		return err
 	}
 	t := f.table()
 	c.AddTable(t) // so that the deletion finds one
@@ -101,7 +137,7 @@ func (f *firewall) rebuild() error {
 			return err
 		}
 	}
-	if err := c.Flush(); err != nil {
+	if err := f.flush(c); err != nil {
 		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) {
 			return kind.Errorf(kind.Precondition, "install nftables table %s: this kernel lacks nftables or its NAT: %w", f.bridge, err)
 		}
@@ -124,13 +160,16 @@ func (f *firewall) routeLoopback() error {
 	return sysctl("ipv4/conf/"+f.bridge+"/route_localnet", value)
 }
 
-// intact reports whether the table has all of its rules.
+// intact reports whether the table has all of its rules and host ports.
 func (f *firewall) intact() (bool, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	c, err := nftables.New()
+	if f.gone {
+		return true, nil
+	}
+	c, err := f.conn()
 	if err != nil {
-		return false, fmt.Errorf("open netfilter socket: %w", err)
+		return false, err
 	}
 	t := f.table()
 	chains, err := c.ListChainsOfTableFamily(t.Family)
@@ -173,13 +212,14 @@ func (f *firewall) mapsIntact(c *nftables.Conn, t *nftables.Table) (bool, error)
 func (f *firewall) uninstall() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	c, err := nftables.New()
+	c, err := f.conn()
 	if err != nil {
-		return fmt.Errorf("open netfilter socket: %w", err)
+		return err
 	}
+	f.gone = true
 	c.AddTable(f.table())
 	c.DelTable(f.table())
-	if err := c.Flush(); err != nil {
+	if err := f.flush(c); err != nil {
 		return fmt.Errorf("delete nftables table %s: %w", f.bridge, err)
 	}
 	return nil
@@ -224,9 +264,9 @@ func (f *firewall) update(r *record, add bool) error {
 }
 
 func (f *firewall) changeKernel(keys map[portKey]bool, add bool) error {
-	c, err := nftables.New()
+	c, err := f.conn()
 	if err != nil {
-		return fmt.Errorf("open netfilter socket: %w", err)
+		return err
 	}
 	apply := c.SetDeleteElements
 	if add {
@@ -238,7 +278,7 @@ func (f *firewall) changeKernel(keys map[portKey]bool, add bool) error {
 			return err
 		}
 	}
-	if err := c.Flush(); err != nil {
+	if err := f.flush(c); err != nil {
 		return fmt.Errorf("change host ports: %w", err)
 	}
 	return nil
