@@ -60,6 +60,14 @@ func (s *Store) commit(ref registry.Reference, r *registry.Resolved, layers []*p
 		}
 		rec.Blobs = append(rec.Blobs, name)
 	}
+	img, err := s.commitRecord(rec, ref, r, layers)
+	if err != nil {
+		s.deleteUnused(rec.Blobs)
+	}
+	return img, err
+}
+
+func (s *Store) commitRecord(rec *imageRecord, ref registry.Reference, r *registry.Resolved, layers []*pulledLayer) (Image, error) {
 	top, err := s.assemble(rec, layers)
 	if err != nil {
 		return Image{}, err
@@ -296,18 +304,28 @@ func (s *Store) removeRecord(id string, from map[string]*imageRecord) error {
 	delete(from, id)
 	s.publishLocked()
 	s.releaseLocked(rec.Stack)
-	unused := s.unusedBlobsLocked(rec.Blobs)
 	s.mu.Unlock()
-	for _, b := range unused {
-		// A blob that stays is deleted by the next Open.
+	s.deleteUnused(rec.Blobs)
+	return nil
+}
+
+// deleteUnused deletes those blobs that no record names. One that stays,
+// because the process ends here, is deleted by the next Open.
+func (s *Store) deleteUnused(blobs []string) {
+	s.mu.Lock()
+	used := s.usedBlobsLocked()
+	s.mu.Unlock()
+	for _, b := range blobs {
+		if used[b] {
+			continue
+		}
 		if err := os.Remove(s.path(blobsDir, b)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			s.log.WithError(err).Warn("delete blob")
 		}
 	}
-	return nil
 }
 
-func (s *Store) unusedBlobsLocked(blobs []string) []string {
+func (s *Store) usedBlobsLocked() map[string]bool {
 	used := map[string]bool{}
 	for _, list := range []map[string]*imageRecord{s.images, s.damaged} {
 		for _, r := range list {
@@ -316,7 +334,7 @@ func (s *Store) unusedBlobsLocked(blobs []string) []string {
 			}
 		}
 	}
-	return slices.DeleteFunc(slices.Clone(blobs), func(b string) bool { return used[b] })
+	return used
 }
 
 // diskKind tells a full disk from other trouble with it.

@@ -160,14 +160,7 @@ func (s *Store) recoverMounts() error {
 
 // recoverBlobs deletes manifests and configs that no record names.
 func (s *Store) recoverBlobs() error {
-	used := map[string]bool{}
-	for _, list := range []map[string]*imageRecord{s.images, s.damaged} {
-		for _, r := range list {
-			for _, b := range r.Blobs {
-				used[b] = true
-			}
-		}
-	}
+	used := s.usedBlobsLocked()
 	entries, err := os.ReadDir(s.path(blobsDir))
 	if err != nil {
 		return fmt.Errorf("read blobs: %w", err)

@@ -202,7 +202,7 @@ func (s *Store) Lookup(ref string) (Image, error) {
 			return snap.images[i], nil
 		}
 	}
-	if isHex(hex) && hex != "" {
+	if isHex(hex) && hex != "" && len(hex) < 64 {
 		return snap.byPrefix(ref, hex)
 	}
 	if err != nil {
