@@ -45,16 +45,21 @@ func applyAppArmor(in *Input, s *rspec.Spec) error {
 // appArmorProfile is nil if none is asked for.
 func appArmorProfile(sc *cri.LinuxContainerSecurityContext) *cri.SecurityProfile {
 	p := sc.GetApparmor()
-	if old := sc.GetApparmorProfile(); p == nil && old != "" { //nolint:staticcheck // deprecated, but still sent
+	if old := oldAppArmor(sc); p == nil && old != "" {
 		p = profileFromString(old)
 	}
 	return p
 }
 
+func oldAppArmor(sc *cri.LinuxContainerSecurityContext) string {
+	//lint:ignore SA1019 older kubelets send only this
+	return sc.GetApparmorProfile()
+}
+
 func validateAppArmor(sc *cri.LinuxContainerSecurityContext) error {
 	p := appArmorProfile(sc)
 	if p == nil {
-		if old := sc.GetApparmorProfile(); old != "" { //nolint:staticcheck // deprecated, but still sent
+		if old := oldAppArmor(sc); old != "" {
 			return kind.Errorf(kind.Invalid, "AppArmor profile %q", clip(old))
 		}
 		return nil

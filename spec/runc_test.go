@@ -132,15 +132,18 @@ func ownNamespaces(s *rspec.Spec) {
 
 const showStatus = `busybox id; busybox grep -E "^(Cap|NoNewPrivs|Seccomp:)" /proc/self/status; busybox cat /proc/self/oom_score_adj`
 
-// TestRealRunc: what a real runtime makes of the specs.
-func TestRealRunc(t *testing.T) {
+// runcCase is a container's script and what its output has and has not.
+type runcCase struct {
+	name, script string
+	change       func(*testing.T, *Input)
+	want, absent []string
+}
+
+// TestRealProcess: who a process is in a real container, and what it may do.
+func TestRealProcess(t *testing.T) {
 	b := newRuncBench(t)
-	for _, c := range []struct {
-		name, script string
-		change       func(*testing.T, *Input)
-		want, absent []string
-	}{
-		{name: "plain", script: showStatus, change: func(*testing.T, *Input) {},
+	b.check(t, []runcCase{
+		{name: "plain", script: showStatus,
 			want: []string{"uid=0 gid=0 groups=0", "CapInh:\t0000000000000000", "CapEff:\t00000000a80425fb", "CapBnd:\t00000000a80425fb", "CapAmb:\t0000000000000000", "NoNewPrivs:\t0", "Seccomp:\t0"}},
 		// V48: the primary group is among the groups. V49: no inheritable or
 		// effective capabilities for a user that is not root.
@@ -167,9 +170,34 @@ func TestRealRunc(t *testing.T) {
 		{name: "oom score", script: showStatus,
 			change: func(_ *testing.T, in *Input) { in.Container.Linux.Resources.OomScoreAdj = -998 },
 			want:   []string{fmt.Sprintf("\n%d\n", max(-998, b.facts.OOMScoreFloor))}},
+		// V51: EPERM is the filter's answer; a kernel without the families says EAFNOSUPPORT.
+		{name: "V51 sockets", script: "/bin/probe",
+			change: func(t *testing.T, in *Input) {
+				buildProbe(t, filepath.Join(b.rootfs, "bin/probe"))
+				in.Container.Linux.SecurityContext.Seccomp = &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault}
+			},
+			want: []string{"family 38: operation not permitted", "family 40: operation not permitted", "family 1: ok", "family 2: ok"}},
+		{name: "privileged", script: showStatus + `; busybox grep -E " (/sys|/sys/fs/cgroup) " /proc/self/mounts; busybox ls /dev | busybox grep -c .`,
+			change: func(t *testing.T, in *Input) {
+				makePrivileged(in)
+				in.Container.Mounts, in.MountSources = nil, nil
+				all, err := hostdev.All()
+				if err != nil {
+					t.Fatal(err)
+				}
+				in.Facts.HostDevices = all
+			},
+			want: []string{"Seccomp:\t0", " /sys sysfs rw", "CapInh:\t0000000000000000"}},
+	})
+}
+
+// TestRealPlace: what a process sees around it in a real container.
+func TestRealPlace(t *testing.T) {
+	b := newRuncBench(t)
+	b.check(t, []runcCase{
 		// V50, and what else must not be seen.
 		{name: "V50 masked", script: `for f in keys timer_list interrupts; do busybox test -s /proc/$f && echo "seen $f"; busybox head -c1 /proc/$f | busybox grep -c .; done; busybox ls /sys/firmware; busybox ls /sys/devices/virtual/powercap 2>/dev/null; (echo x >/proc/sys/kernel/domainname) 2>&1; busybox grep -q . /proc/cpuinfo && echo cpuinfo`,
-			change: func(*testing.T, *Input) {}, want: []string{"0\n0\n0\n", "Read-only file system", "cpuinfo"}, absent: []string{"acpi", "rapl", "1\n"}},
+			want: []string{"0\n0\n0\n", "Read-only file system", "cpuinfo"}, absent: []string{"acpi", "rapl", "1\n"}},
 		{name: "mounts", script: `busybox cat /proc/self/mounts; echo x >/ro/f; echo y >/rw/f; busybox cat /rw/inner/f`,
 			change: func(t *testing.T, in *Input) {
 				dir := t.TempDir()
@@ -208,28 +236,16 @@ func TestRealRunc(t *testing.T) {
 				in.Devices = [][]rspec.LinuxDevice{found}
 			},
 			want: []string{"/tmp/mem: Operation not permitted", "/tmp/sda: Operation not permitted", "null", "fuse"}},
-		// V51: EPERM is the filter's answer; a kernel without the families says EAFNOSUPPORT.
-		{name: "V51 sockets", script: "/bin/probe",
-			change: func(t *testing.T, in *Input) {
-				buildProbe(t, filepath.Join(b.rootfs, "bin/probe"))
-				in.Container.Linux.SecurityContext.Seccomp = &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault}
-			},
-			want: []string{"family 38: operation not permitted", "family 40: operation not permitted", "family 1: ok", "family 2: ok"}},
-		{name: "privileged", script: showStatus + `; busybox grep -E " (/sys|/sys/fs/cgroup) " /proc/self/mounts; busybox ls /dev | busybox grep -c .`,
-			change: func(t *testing.T, in *Input) {
-				makePrivileged(in)
-				in.Container.Mounts, in.MountSources = nil, nil
-				all, err := hostdev.All()
-				if err != nil {
-					t.Fatal(err)
-				}
-				in.Facts.HostDevices = all
-			},
-			want: []string{"Seccomp:\t0", " /sys sysfs rw", "CapInh:\t0000000000000000"}},
-	} {
+	})
+}
+
+func (b *runcBench) check(t *testing.T, cases []runcCase) {
+	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			in := b.input(c.script)
-			c.change(t, &in)
+			if c.change != nil {
+				c.change(t, &in)
+			}
 			s := mustContainer(t, in)
 			ownNamespaces(s)
 			out := b.run(t, s, in.ID)

@@ -61,7 +61,8 @@ func seccompProfile(sc *cri.LinuxContainerSecurityContext) *cri.SecurityProfile 
 	if sc.GetSeccomp() != nil {
 		return sc.GetSeccomp()
 	}
-	return profileFromString(sc.GetSeccompProfilePath()) //nolint:staticcheck // deprecated, but still sent
+	//lint:ignore SA1019 older kubelets send only this
+	return profileFromString(sc.GetSeccompProfilePath())
 }
 
 // profileFromString reads the CRI's deprecated form; nil if it is malformed.

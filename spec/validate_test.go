@@ -172,21 +172,25 @@ func TestSysctls(t *testing.T) {
 	}
 }
 
-// TestValidateContainer: one change of a good container, and the kind that
-// building its spec must fail with.
-func TestValidateContainer(t *testing.T) {
+// containerRejects fails for each change of a good container that builds.
+func containerRejects(t *testing.T, changes map[string]func(*cri.ContainerConfig)) {
+	t.Helper()
+	for name, change := range changes {
+		in := testInput()
+		in.Facts.CgroupV2 = !strings.HasSuffix(name, "on v1")
+		change(in.Container)
+		wantKind(t, name, in, kind.Invalid)
+	}
+}
+
+// TestValidateProcess: names, command, environment, identity and security.
+func TestValidateProcess(t *testing.T) {
 	type config = *cri.ContainerConfig
 	security := func(c config) *cri.LinuxContainerSecurityContext { return c.Linux.SecurityContext }
-	resources := func(c config) *cri.LinuxContainerResources { return c.Linux.Resources }
 	env := func(key, value string) func(config) {
 		return func(c config) { c.Envs = []*cri.KeyValue{{Key: key, Value: []byte(value)}} }
 	}
-	device := func(host, container, permissions string) func(config) {
-		return func(c config) {
-			c.Devices = []*cri.Device{{HostPath: host, ContainerPath: container, Permissions: permissions}}
-		}
-	}
-	for name, change := range map[string]func(config){
+	containerRejects(t, map[string]func(config){
 		"B28 no metadata":        func(c config) { c.Metadata = nil },
 		"B28 empty name":         func(c config) { c.Metadata.Name = "" },
 		"B28 no image":           func(c config) { c.Image = nil },
@@ -230,7 +234,30 @@ func TestValidateContainer(t *testing.T) {
 		"B33 TARGET of nothing": func(c config) {
 			security(c).NamespaceOptions = &cri.NamespaceOption{Pid: cri.NamespaceMode_TARGET}
 		},
-		"B33 pid mode":      func(c config) { security(c).NamespaceOptions = &cri.NamespaceOption{Pid: 8} },
+		"B33 pid mode": func(c config) { security(c).NamespaceOptions = &cri.NamespaceOption{Pid: 8} },
+	})
+	in := testInput()
+	in.Container = nil
+	wantKind(t, "no container", in, kind.Invalid)
+	in = testInput()
+	in.Pod.Metadata = nil
+	wantKind(t, "no pod metadata", in, kind.Invalid)
+	in = testInput()
+	makePrivileged(&in)
+	in.Container.Linux.SecurityContext.NoNewPrivs = true
+	wantKind(t, "B35 no_new_privs and privileged", in, kind.Invalid)
+}
+
+// TestValidateResources: devices and limits.
+func TestValidateResources(t *testing.T) {
+	type config = *cri.ContainerConfig
+	resources := func(c config) *cri.LinuxContainerResources { return c.Linux.Resources }
+	device := func(host, container, permissions string) func(config) {
+		return func(c config) {
+			c.Devices = []*cri.Device{{HostPath: host, ContainerPath: container, Permissions: permissions}}
+		}
+	}
+	containerRejects(t, map[string]func(config){
 		"B31 permissions":   device("/dev/fuse", "/dev/fuse", "xyz"),
 		"B31 none":          device("/dev/fuse", "/dev/fuse", ""),
 		"B31 twice":         device("/dev/fuse", "/dev/fuse", "rr"),
@@ -260,23 +287,10 @@ func TestValidateContainer(t *testing.T) {
 		"B34 oom low":          func(c config) { resources(c).OomScoreAdj = -10000 },
 		"B34 unified on v1":    func(c config) { resources(c).Unified = map[string]string{"memory.high": "1"} },
 		"V55 unified path":     func(c config) { resources(c).Unified = map[string]string{"../memory.high": "1"} },
+		"V55 unified dots":     func(c config) { resources(c).Unified = map[string]string{"memory..high": "1"} },
 		"V55 unified core":     func(c config) { resources(c).Unified = map[string]string{"cgroup.procs": "1"} },
 		"V55 unified NUL":      func(c config) { resources(c).Unified = map[string]string{"memory.high": "1\x00"} },
-	} {
-		in := testInput()
-		change(in.Container)
-		wantKind(t, name, in, kind.Invalid)
-	}
-	in := testInput()
-	in.Container = nil
-	wantKind(t, "no container", in, kind.Invalid)
-	in = testInput()
-	in.Pod.Metadata = nil
-	wantKind(t, "no pod metadata", in, kind.Invalid)
-	in = testInput()
-	makePrivileged(&in)
-	in.Container.Linux.SecurityContext.NoNewPrivs = true
-	wantKind(t, "B35 no_new_privs and privileged", in, kind.Invalid)
+	})
 }
 
 func localhostProfile(ref string) *cri.SecurityProfile {

@@ -177,16 +177,19 @@ func TestHostileFiles(t *testing.T) {
 	if err := os.WriteFile(outside, []byte("app:x:0:0::/:/bin/sh\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	const app = "app:x:5:5::/:/bin/sh\n" // would be found, were the file read
 	for name, make := range map[string]func(file string) error{
-		"fifo":          func(f string) error { return syscall.Mkfifo(f, 0o644) },
-		"folder":        func(f string) error { return os.Mkdir(f, 0o755) },
-		"outside":       func(f string) error { return os.Symlink(outside, f) },
-		"dots":          func(f string) error { return os.Symlink("../../../../../../../../.."+outside, f) },
-		"loop":          func(f string) error { return os.Symlink("passwd", f) },
-		"magic":         func(f string) error { return os.Symlink("/proc/self/fd/0", f) },
-		"sparse":        func(f string) error { return errorsOf(os.WriteFile(f, nil, 0o644), os.Truncate(f, 10<<30)) },
-		"one too large": func(f string) error { return os.WriteFile(f, []byte(strings.Repeat("a:b\n", maxFile/4)+"c"), 0o644) },
-		"long line":     func(f string) error { return os.WriteFile(f, []byte(strings.Repeat("x", 9<<20)), 0o644) },
+		"fifo":    func(f string) error { return syscall.Mkfifo(f, 0o644) },
+		"folder":  func(f string) error { return os.Mkdir(f, 0o755) },
+		"outside": func(f string) error { return os.Symlink(outside, f) },
+		"dots":    func(f string) error { return os.Symlink("../../../../../../../../.."+outside, f) },
+		"loop":    func(f string) error { return os.Symlink("passwd", f) },
+		"magic":   func(f string) error { return os.Symlink("/proc/self/fd/0", f) },
+		"sparse":  func(f string) error { return errorsOf(os.WriteFile(f, []byte(app), 0o644), os.Truncate(f, 10<<30)) },
+		"one too large": func(f string) error {
+			return os.WriteFile(f, []byte(app+strings.Repeat("\n", maxFile+1-len(app))), 0o644)
+		},
+		"long line": func(f string) error { return os.WriteFile(f, []byte(strings.Repeat("x", 9<<20)), 0o644) },
 		"socket": func(f string) error {
 			fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
 			if err != nil {
