@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-unformatted=$(gofmt -l $(git ls-files --cached --others --exclude-standard '*.go'))
+unformatted=$(gofmt -l .)
 if [[ $unformatted ]]; then
   echo "gofmt would change:" $unformatted >&2
   exit 1

@@ -16,6 +16,8 @@ state=$(mktemp -d /run/noded-run.XXXXXX)
 # Names and addresses of this run only, so that it meets no other noded.
 number=$((RANDOM % 200 + 20))
 bridge=noded-run$number
+# Where noded puts pods that name no cgroup, when its root is not the usual one.
+cgroup=noded-$(printf %s "$work/root" | sha256sum | cut -c 1-8)
 bold='' plain=''
 if [[ -t 1 ]]; then
   bold=$'\e[1m' plain=$'\e[0m'
@@ -73,6 +75,7 @@ cleanup() {
   done
   # What a failure may have left; nothing of it is there after a full run.
   mounts | sort -r | xargs -r umount -l 2>/dev/null
+  find /sys/fs/cgroup -maxdepth 2 -type d -name "$cgroup" -exec rmdir {} + 2>/dev/null
   ip link del "$bridge" 2>/dev/null
   nft delete table inet "$bridge" 2>/dev/null
   rm -rf "$work" "$state"
@@ -163,6 +166,7 @@ echo "namespaces:            $(find "$state/ns" -mindepth 1 2>/dev/null | wc -l)
 echo "records:               $(find "$work/root/pods" "$work/root/containers" "$work/root/images/containers" -mindepth 1 2>/dev/null | wc -l)"
 echo "layers:                $(find "$work/root/images/layers" -mindepth 1 -maxdepth 1 2>/dev/null | wc -l)"
 echo "container processes:   $(pgrep -c -f '^/bin/httpd -f -v -p 80 -h /www$' || true)"
+echo "cgroups of pods:       $(find /sys/fs/cgroup -path "*/$cgroup/*" -type d 2>/dev/null | wc -l)"
 echo "pods on the bridge:    $(ip -o link show master "$bridge" | wc -l)"
 echo "log files:             $(find "$work/logs" -type f | wc -l)"
 

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -169,7 +171,7 @@ func (d *daemon) openPods(ctx context.Context) (c io.Closer, err error) {
 	}
 	d.pods, err = sandbox.Open(ctx, sandbox.Options{
 		Root: d.cfg.Root, State: d.cfg.State, BootID: strings.TrimSpace(string(boot)),
-		Facts: specFacts, SystemdCgroup: systemd, CgroupParent: cgroupParent(systemd),
+		Facts: specFacts, SystemdCgroup: systemd, CgroupParent: cgroupParent(filepath.Clean(d.cfg.Root), systemd),
 		InitBinary: self, ShmSize: shmSize, Log: d.log.WithField("part", "pods"),
 	}, sandbox.Deps{Images: d.images, Network: d.network, Runtime: d.runtime, Cgroups: host})
 	if err != nil {
@@ -181,11 +183,18 @@ func (d *daemon) openPods(ctx context.Context) (c io.Closer, err error) {
 // shmSize is a pod's /dev/shm in bytes, as large as both peers make it.
 const shmSize = 64 << 20
 
-func cgroupParent(systemd bool) string {
+// cgroupParent is where the cgroups of pods go whose request names no parent.
+// It belongs to one root folder alone: start-up kills what lies in it without
+// an owner, which must never be the pods of another noded on this machine.
+func cgroupParent(root string, systemd bool) string {
 	if systemd {
 		return cgroup.DefaultSlice
 	}
-	return cgroup.DefaultParent
+	if root == config.Default().Root {
+		return cgroup.DefaultParent
+	}
+	sum := sha256.Sum256([]byte(root))
+	return cgroup.DefaultParent + "-" + hex.EncodeToString(sum[:4])
 }
 
 func (d *daemon) openStreams(context.Context) (c io.Closer, err error) {

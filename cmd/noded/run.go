@@ -111,7 +111,7 @@ func (a *app) run(ctx context.Context, c *client, o runOptions) (err error) {
 		return err
 	}
 	if err := c.startContainer(ctx, p.container); err != nil {
-		return err
+		return a.startFailed(ctx, c, p.container, err)
 	}
 	started = true
 	if o.detach {
@@ -164,6 +164,17 @@ func (c *client) startContainer(ctx context.Context, id string) error {
 		return fmt.Errorf("start container: %w", err)
 	}
 	return nil
+}
+
+// startFailed gives a command that cannot be executed the exit status that
+// shells give it: 127 where there is none, 126 where it is no program.
+func (a *app) startFailed(ctx context.Context, c *client, id string, err error) error {
+	reply, statusErr := c.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: id})
+	if code := reply.GetStatus().GetExitCode(); statusErr == nil && (code == 126 || code == 127) {
+		fmt.Fprintln(a.err, "noded:", explain(err, a.listen))
+		return exitCode(code)
+	}
+	return err
 }
 
 // undo removes what there is of a pod, also when ctx has ended.
