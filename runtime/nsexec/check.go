@@ -31,6 +31,11 @@ func check(r Request) error {
 			return kind.Errorf(kind.Invalid, "command or working directory %q has a NUL", s)
 		}
 	}
+	if ok, err := protected(); err != nil {
+		return err
+	} else if !ok {
+		return unsupported("this process's program is not protected; see Protect")
+	}
 	if err := checkLinux(r.Linux); err != nil {
 		return err
 	}

@@ -20,6 +20,21 @@ import (
 	"noded.dev/noded/internal/cgroup"
 )
 
+// TestMain protects this program as the shim does its own.
+func TestMain(m *testing.M) {
+	if os.Getenv("NSEXEC_SLEEP") != "" { // executed inside a container
+		time.Sleep(time.Minute)
+		return
+	}
+	if os.Geteuid() == 0 {
+		if err := Protect(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
+	os.Exit(m.Run())
+}
+
 // container is a real one, run by runc from a folder with busybox.
 type container struct {
 	t      testing.TB
@@ -105,7 +120,7 @@ func (c *container) makeRoot() {
 	if err := os.WriteFile(filepath.Join(bin, "busybox"), b, 0o755); err != nil {
 		c.t.Fatal(err)
 	}
-	for _, name := range []string{"sh", "cat", "ls", "sleep", "id", "env", "true", "pwd", "readlink", "tty", "stty", "stat", "touch", "echo", "head"} {
+	for _, name := range []string{"sh", "cat", "ls", "sleep", "id", "env", "true", "pwd", "readlink", "tty", "stty", "stat", "touch", "echo", "head", "chmod", "grep"} {
 		if err := os.Symlink("busybox", filepath.Join(bin, name)); err != nil {
 			c.t.Fatal(err)
 		}

@@ -74,16 +74,23 @@ func archesFor(goarch string, named []rspec.Arch) ([]arch, error) {
 	return list, nil
 }
 
-// number looks a system call up; ok is false if the architecture has none of
-// that name.
-func (a arch) number(name string) (nr uint32, ok bool) {
+// find looks a system call up; nil if no architecture has one of that name.
+func find(name string) *call {
 	i, found := slices.BinarySearchFunc(calls[:], name, func(c call, name string) int {
 		return strings.Compare(c.name, name)
 	})
-	if !found || calls[i].number[a.table] < 0 {
+	if !found {
+		return nil
+	}
+	return &calls[i]
+}
+
+// number gives the call's number; ok is false if the architecture has none.
+func (a arch) number(c *call) (nr uint32, ok bool) {
+	if c == nil || c.number[a.table] < 0 {
 		return 0, false
 	}
-	nr = uint32(calls[i].number[a.table])
+	nr = uint32(c.number[a.table])
 	if a.table == tableX32 {
 		nr |= x32Bit
 	}

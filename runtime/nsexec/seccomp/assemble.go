@@ -47,7 +47,7 @@ func assemble(tables []*table) []unix.SockFilter {
 			tables = slices.Delete(tables, same, same+1)
 		case audit == archAMD64.audit:
 			// x32 is not wanted. -1 is no x32 call but one that a tracer skips.
-			parts = append(below(parts, x32Bit), segment{x32Bit, ret(retKillThread)}, segment{^uint32(0), ret(tables[0].def)})
+			parts = append(below(parts, x32Bit), segment{start: x32Bit, ret: retKillThread}, segment{start: ^uint32(0), ret: tables[0].def})
 		}
 		block = append(block, search(merge(parts))...)
 		prog = append(prog, unix.SockFilter{Code: opJEQ, K: audit, Jt: 1}, insn(opJump, uint32(len(block))))
@@ -57,22 +57,31 @@ func assemble(tables []*table) []unix.SockFilter {
 	return append(prog, ret(retKillThread)...)
 }
 
-// segment is code for the call numbers from start up to the next segment.
+// segment is what happens to call numbers from start up to the next segment.
 type segment struct {
 	start uint32
-	code  code
+	ret   uint32
+	code  code // instead of ret, where arguments count
+}
+
+func (s *segment) equal(other *segment) bool {
+	return s.ret == other.ret && slices.Equal(s.code, other.code)
 }
 
 // segments covers all numbers from 0 on.
 func segments(t *table) []segment {
-	list := []segment{{0, ret(t.def)}}
+	list := make([]segment, 1, 2*len(t.rules)+4)
+	list[0].ret = t.def
 	for _, nr := range slices.Sorted(maps.Keys(t.rules)) {
-		list = append(list, segment{nr, t.leaf(t.rules[nr])}, segment{nr + 1, ret(t.def)})
+		s := segment{start: nr}
+		if rules := t.rules[nr]; len(rules[0].conditions) == 0 {
+			s.ret = rules[0].ret
+		} else {
+			s.code = t.leaf(rules)
+		}
+		list = append(list, s, segment{start: nr + 1, ret: t.def})
 	}
-	if t.last < ^uint32(0) {
-		list = append(list, segment{t.last + 1, ret(t.newer())})
-	}
-	return list
+	return append(list, segment{start: t.last + 1, ret: t.newer()})
 }
 
 func below(list []segment, limit uint32) []segment {
@@ -93,12 +102,12 @@ func from(list []segment, start uint32) []segment {
 
 // merge drops empty segments and joins neighbours with equal code.
 func merge(list []segment) []segment {
-	var out []segment
+	out := list[:0]
 	for i, s := range list {
 		if i+1 < len(list) && list[i+1].start == s.start {
 			continue // replaced by the next at once
 		}
-		if len(out) == 0 || !slices.Equal(out[len(out)-1].code, s.code) {
+		if len(out) == 0 || !out[len(out)-1].equal(&s) {
 			out = append(out, s)
 		}
 	}
@@ -107,8 +116,11 @@ func merge(list []segment) []segment {
 
 // search finds the segment of the number in the accumulator by halving.
 func search(list []segment) code {
-	if len(list) == 1 {
+	if len(list) == 1 && list[0].code != nil {
 		return list[0].code
+	}
+	if len(list) == 1 {
+		return ret(list[0].ret)
 	}
 	mid := len(list) / 2
 	left, right := search(list[:mid]), search(list[mid:])
@@ -124,10 +136,7 @@ func search(list []segment) code {
 // leaf is the code for one call: its rules in turn, then the default.
 func (t *table) leaf(rules []rule) code {
 	var out code
-	for _, r := range rules {
-		if len(r.conditions) == 0 {
-			return append(out, ret(r.ret)...)
-		}
+	for _, r := range rules { // add keeps an unconditional rule alone
 		out = append(out, t.ruleCode(r)...)
 	}
 	return append(out, ret(t.def)...)

@@ -64,7 +64,15 @@ func compileFor(goarch string, p *rspec.LinuxSeccomp) (*Filter, error) {
 	}
 	tables := make([]*table, len(arches))
 	for i, a := range arches {
-		if tables[i], err = newTable(a, def, p); err != nil {
+		tables[i] = &table{arch: a, def: def, rules: make(map[uint32][]rule, len(calls))}
+	}
+	for i := range p.Syscalls {
+		if err := addRules(tables, &p.Syscalls[i]); err != nil {
+			return nil, err
+		}
+	}
+	for _, t := range tables {
+		if err := t.addMuxed(); err != nil {
 			return nil, err
 		}
 	}
@@ -143,44 +151,46 @@ type table struct {
 	def   uint32
 	last  uint32 // the highest call that the profile names; 0: none
 	rules map[uint32][]rule
+	muxed []mux
 }
 
-// newTable collects the rules. A call above all that the profile names is newer
-// than the profile: it gets ENOSYS, so that programs try an older one, unless
-// the default lets calls through or leaves them to a tracer.
-func newTable(a arch, def uint32, p *rspec.LinuxSeccomp) (*table, error) {
-	t := &table{arch: a, def: def, rules: map[uint32][]rule{}}
-	var indirect []mux
-	for _, s := range p.Syscalls {
-		ret, err := result(s.Action, s.ErrnoRet)
-		if err != nil {
-			return nil, err
+// addRules adds the rules that one entry of the profile means. A call that no
+// architecture has is skipped: it is one of a kernel newer than noded.
+func addRules(tables []*table, s *rspec.LinuxSyscall) error {
+	ret, err := result(s.Action, s.ErrnoRet)
+	if err != nil {
+		return err
+	}
+	alternatives, err := alternatives(s.Args)
+	if err != nil {
+		return err
+	}
+	for _, name := range s.Names {
+		if name == "" {
+			return kind.Errorf(kind.Invalid, "seccomp rule names an empty system call")
 		}
-		alternatives, err := alternatives(s.Args)
-		if err != nil {
-			return nil, err
+		c := find(name)
+		if c == nil {
+			continue
 		}
-		for _, name := range s.Names {
-			if name == "" {
-				return nil, kind.Errorf(kind.Invalid, "seccomp rule names an empty system call")
-			}
-			if nr, ok := a.number(name); ok {
+		for _, t := range tables {
+			if nr, ok := t.number(c); ok {
 				t.last = max(t.last, nr)
-				for _, c := range alternatives {
-					if err := t.add(name, nr, rule{c, ret}); err != nil {
-						return nil, err
+				for _, conditions := range alternatives {
+					if err := t.add(name, nr, rule{conditions, ret}); err != nil {
+						return err
 					}
 				}
 			}
-			if a != arch386 {
+			if t.arch != arch386 {
 				continue
 			}
 			if through, number, ok := muxed(name); ok {
-				indirect = append(indirect, mux{name, through, number, len(s.Args) > 0, ret})
+				t.muxed = append(t.muxed, mux{name, through, number, len(s.Args) > 0, ret})
 			}
 		}
 	}
-	return t, t.addMuxed(indirect)
+	return nil
 }
 
 // add puts a rule behind those of the same call. The order of rules that
@@ -217,9 +227,9 @@ type mux struct {
 // addMuxed makes rules for socketcall and ipc. Their further arguments are
 // behind a pointer, where a filter cannot look, so a conditional rule only
 // holds where all of socketcall or ipc has the same action.
-func (t *table) addMuxed(list []mux) error {
-	for _, m := range list {
-		nr, ok := t.number(m.through)
+func (t *table) addMuxed() error {
+	for _, m := range t.muxed {
+		nr, ok := t.number(find(m.through))
 		if !ok || m.ret == t.def {
 			continue
 		}
@@ -271,8 +281,10 @@ func alternatives(args []rspec.LinuxSeccompArg) ([][]condition, error) {
 	return each, nil
 }
 
-// newer is what calls above the last named one return. If the profile names
-// none at all for the architecture, its default counts.
+// newer is what calls above the last named one return: they are newer than the
+// profile and get ENOSYS, so that programs try an older one, unless the default
+// lets calls through or leaves them to a tracer, or the profile names none at
+// all for the architecture.
 func (t *table) newer() uint32 {
 	if t.last == 0 || t.def == retAllow || t.def == retLog || t.def&^0xffff == retTrace {
 		return t.def
