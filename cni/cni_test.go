@@ -70,13 +70,13 @@ func (n *node) plugin(t testing.TB, name, script string) {
 }
 
 // bridged is the list that most clusters start with.
-func (n *node) bridged(bridge string) string {
+func (n *node) bridged(bridge string, net byte) string {
 	return fmt.Sprintf(`{"cniVersion": "1.0.0", "name": "%[1]s-net", "plugins": [
 		{"type": "bridge", "bridge": "%[1]s", "isGateway": true, "ipMasq": true, "hairpinMode": true,
 		 "ipam": {"type": "host-local", "dataDir": "%[2]s", "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
-		          "ranges": [[{"subnet": "10.77.0.0/24"}], [{"subnet": "fd00:77::/64"}]]}},
+		          "ranges": [[{"subnet": "10.%[3]d.0.0/24"}], [{"subnet": "fd00:%[3]d::/64"}]]}},
 		{"type": "portmap", "capabilities": {"portMappings": true}},
-		{"type": "loopback"}]}`, bridge, n.ipam)
+		{"type": "loopback"}]}`, bridge, n.ipam, net)
 }
 
 // leases are the addresses that host-local has given away.

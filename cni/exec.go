@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -78,7 +79,12 @@ func (*runner) once(ctx context.Context, path string, stdin []byte, environ []st
 	cmd := exec.CommandContext(ctx, path)
 	cmd.Env = environment(environ)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), out, errs
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	// A plugin must not go on when the daemon dies: the next one's DEL would
+	// overtake it. The kernel means the thread that started it, which therefore
+	// has to live on.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = drainTime
 	cmd.Dir = "/"

@@ -207,19 +207,33 @@ func (p *plugins) del(ctx context.Context, id string) error {
 		return err
 	}
 	for _, a := range held {
-		list, err := a.list()
-		if err != nil {
-			return kind.Wrap(kind.Aborted, err)
-		}
-		netns := a.NetNS
-		if !namespace.Pinned(netns) {
-			netns = "" // gone with its interfaces; plugins free what is outside of it (spec, "DEL")
-		}
-		if err := p.cni.DelNetworkList(ctx, list, a.runtimeConf(netns)); err != nil {
-			return failed(ctx, fmt.Errorf("network %s: %w", a.Name, err))
+		if err := p.disconnect(ctx, a); err != nil {
+			return err
 		}
 	}
 	return p.records.remove(id)
+}
+
+func (p *plugins) disconnect(ctx context.Context, a *attachment) error {
+	list, err := a.list()
+	if err != nil {
+		return kind.Wrap(kind.Aborted, err)
+	}
+	netns := a.NetNS
+	if !namespace.Pinned(netns) {
+		netns = "" // gone with its interfaces; plugins free what is outside of it (spec, "DEL")
+	}
+	err = p.cni.DelNetworkList(ctx, list, a.runtimeConf(netns))
+	if err != nil && ctx.Err() == nil && netns != "" && !a.Connected {
+		// Some plugins insist on finding inside what an ADD that was cut off had
+		// not made yet (bridge 1.1 its masquerading chain), for ever. That
+		// namespace has no future: they may leave it alone.
+		err = p.cni.DelNetworkList(ctx, list, a.runtimeConf(""))
+	}
+	if err != nil {
+		return failed(ctx, fmt.Errorf("network %s: %w", a.Name, err))
+	}
+	return nil
 }
 
 func (p *plugins) held(id string) ([]*attachment, error) {
@@ -237,7 +251,7 @@ func (p *plugins) held(id string) ([]*attachment, error) {
 	var list []*attachment
 	for _, c := range cached {
 		if c.IfName == podInterface {
-			list = append(list, &attachment{ID: c.ContainerID, Name: c.Network, Conf: c.Config, NetNS: c.NetNS, Args: c.CniArgs, Caps: c.CapabilityArgs})
+			list = append(list, &attachment{ID: c.ContainerID, Name: c.Network, Conf: c.Config, NetNS: c.NetNS, Args: c.CniArgs, Caps: c.CapabilityArgs, Connected: true})
 		}
 	}
 	return list, nil

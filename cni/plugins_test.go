@@ -16,7 +16,7 @@ import (
 func TestRealPlugins(t *testing.T) {
 	nettest.NeedRoot(t)
 	n := newNode(t)
-	n.conf(t, "10-bridge.conflist", n.bridged("cnireal0"))
+	n.conf(t, "10-bridge.conflist", n.bridged("cnireal0", 77))
 	nets := n.open(t)
 	if err := nets.Ready(); err != nil {
 		t.Fatal(err)
@@ -66,7 +66,7 @@ func TestRealPlugins(t *testing.T) {
 func TestDelWithoutConfigurationAndNamespace(t *testing.T) {
 	nettest.NeedRoot(t)
 	n := newNode(t)
-	n.conf(t, "10-bridge.conflist", n.bridged("cnigone0"))
+	n.conf(t, "10-bridge.conflist", n.bridged("cnigone0", 78))
 	nets := n.open(t)
 	p := pod("p", nettest.Pod(t))
 	mustAdd(t, nets, p)

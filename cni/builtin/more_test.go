@@ -210,3 +210,45 @@ func TestAddressArithmetic(t *testing.T) {
 		}
 	}
 }
+
+// TestFirstPacket sends one packet to each new pod, as soon as Add returns. Not
+// by IPv6: the kernel joins the group for neighbour discovery in a worker.
+func TestFirstPacket(t *testing.T) {
+	n := open(t)
+	for i := range 20 {
+		pod := Pod{ID: string(rune('a' + i)), NetNS: nettest.Pod(t)}
+		nettest.Serve(t, pod.NetNS, ":80")
+		addrs := add(t, n, pod)
+		if _, err := nettest.Ask("", "udp", at(addrs[0], 80)); err != nil {
+			t.Errorf("pod %d: %v", i, err)
+		}
+	}
+}
+
+func TestInspect(t *testing.T) {
+	nettest.NeedRoot(t)
+	problems := func(o Options) (texts []string) {
+		for _, f := range Inspect(o) {
+			if f.Problem {
+				texts = append(texts, f.Text)
+			}
+		}
+		return texts
+	}
+	if p := problems(Options{}); len(p) > 0 {
+		t.Errorf("a fresh node: %v", p)
+	}
+	nettest.Outside(t)
+	run(t, "nft", "add table ip docker; add chain ip docker FORWARD { type filter hook forward priority filter; policy drop; }")
+	defer run(t, "nft", "delete table ip docker")
+	p := problems(Options{Bridge: "uplink", Subnets: []netip.Prefix{netip.MustParsePrefix("203.0.113.128/25")}})
+	all := strings.Join(p, "; ")
+	for _, want := range []string{`chain "FORWARD" of nftables table "docker"`, "no bridge but a veth"} {
+		if !strings.Contains(all, want) {
+			t.Errorf("problems %q, want %q", all, want)
+		}
+	}
+	if p := problems(Options{Subnets: []netip.Prefix{netip.MustParsePrefix("203.0.113.128/25")}}); !strings.Contains(strings.Join(p, "; "), "through uplink") {
+		t.Errorf("problems %q, want the overlap with uplink", p)
+	}
+}

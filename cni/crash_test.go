@@ -1,0 +1,83 @@
+package cni
+
+import (
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"noded.dev/noded/cni/internal/nettest"
+)
+
+const crashEnv = "NODED_CNI_CRASH"
+
+// TestCrashChild connects and disconnects a pod until it is killed.
+func TestCrashChild(t *testing.T) {
+	env := os.Getenv(crashEnv)
+	if env == "" {
+		t.Skip("is a part of TestCrash")
+	}
+	args := strings.Split(env, ",")
+	nets, err := Open(t.Context(), Options{Mode: ModeCNI, ConfDir: args[0], BinDirs: []string{pluginDir}, CacheDir: args[1]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		p := pod("crash", args[2])
+		p.PortMappings = []PortMapping{{HostPort: 8070, ContainerPort: 80, Protocol: "tcp"}}
+		mustAdd(t, nets, p)
+		mustDel(t, nets, p)
+	}
+}
+
+func TestCrash(t *testing.T) {
+	nettest.NeedRoot(t)
+	n := newNode(t)
+	n.conf(t, "10.conflist", n.bridged("cnicrash0", 80))
+	ns := nettest.Pod(t)
+	found := 0
+	for range 8 {
+		child := exec.Command("/proc/self/exe", "-test.run=^TestCrashChild$")
+		child.Env = append(os.Environ(), crashEnv+"="+strings.Join([]string{n.ConfDir, n.CacheDir, ns}, ","))
+		if err := child.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Duration(50+rand.IntN(300)) * time.Millisecond) // anywhere in its work
+		child.Process.Kill()
+		if err := child.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
+			t.Fatalf("child ended by itself: %v", err)
+		}
+		found += len(n.leases(t))
+		nets := n.open(t)
+		if err := nets.GC(t.Context(), nil); err != nil {
+			t.Fatal(err)
+		}
+		left := append(n.leases(t), n.cached(t)...)
+		links, err := netlink.LinkList()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range links {
+			if l.Type() == "veth" {
+				left = append(left, l.Attrs().Name)
+			}
+		}
+		rules, err := exec.Command("iptables-save", "-t", "nat").CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, rules)
+		}
+		if strings.Contains(string(rules), "8070") {
+			left = append(left, string(rules))
+		}
+		if len(left) > 0 {
+			t.Fatalf("left: %v", left)
+		}
+	}
+	if found == 0 {
+		t.Error("no crash found an address in use: the test kills too early")
+	}
+}
