@@ -77,6 +77,13 @@ func (c *Container) forget() {
 	c.m.mu.Unlock()
 }
 
+// isKnown says whether the container was not destroyed yet.
+func (c *Container) isKnown() bool {
+	c.m.mu.RLock()
+	defer c.m.mu.RUnlock()
+	return c.m.containers[c.id] == c
+}
+
 func (c *Container) name() string {
 	return fmt.Sprintf("%s of pod %s", c.config.Metadata.GetName(), c.pod.name())
 }

@@ -133,7 +133,7 @@ func (c *Container) remove(ctx context.Context) error {
 		return fmt.Errorf("remove %s: an operation on it is under way: %w", c.name(), err)
 	}
 	defer func() { <-c.busy }()
-	if c.view.Load().state == stateRemoving {
+	if !c.isKnown() {
 		return nil // somebody else was first
 	}
 	return c.destroy(ctx)

@@ -118,8 +118,8 @@ func (f *fakeRuntime) Containers(context.Context) (list []runtime.State, err err
 
 // fakeImages has one image, "img", whose root filesystem is an empty folder.
 type fakeImages struct {
-	dir   string
-	mount func(id string) error
+	dir            string
+	mount, unmount func(id string) error
 
 	mu      sync.Mutex
 	mounted map[string]bool
@@ -148,6 +148,11 @@ func (f *fakeImages) Mount(_ context.Context, req imagestore.MountRequest) (stri
 }
 
 func (f *fakeImages) Unmount(_ context.Context, id string) error {
+	if f.unmount != nil {
+		if err := f.unmount(id); err != nil {
+			return err
+		}
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.mounted, id)

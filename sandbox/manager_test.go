@@ -215,3 +215,28 @@ func TestFind(t *testing.T) {
 		}
 	}
 }
+
+// A pod is gone only after its containers are, also those whose removal was
+// under way already when the pod's began.
+func TestRemovePodWaitsForContainers(t *testing.T) {
+	n := newNode(t)
+	pod := n.mustRun(t, "p")
+	id := n.mustCreate(t, pod, "c")
+	n.mustStart(t, id)
+	busy, release := make(chan struct{}), make(chan struct{})
+	n.images.unmount = func(string) error {
+		close(busy)
+		<-release
+		n.images.unmount = nil
+		return errors.New("busy")
+	}
+	removed := make(chan error, 2)
+	go func() { removed <- n.RemoveContainer(t.Context(), id) }()
+	<-busy
+	go func() { removed <- n.RemovePod(t.Context(), pod) }()
+	close(release)
+	if err := errors.Join(<-removed, <-removed); err == nil {
+		t.Error("the busy root filesystem was not reported")
+	}
+	n.nothingLeft(t)
+}
