@@ -101,9 +101,6 @@ type Images struct {
 	// A download that brings less than this a second, over a minute, goes on from the
 	// next mirror, or fails.
 	MinRate Size `toml:"min_rate"`
-	// Images that the kubelet's garbage collection must keep: full references, or with
-	// a * at the end.
-	Pinned []string `toml:"pinned" reload:"yes"`
 }
 
 // Default is the configuration of an empty file.
@@ -131,7 +128,6 @@ func Default() Config {
 			RegistryDirs: []string{"/etc/noded/certs.d", "/etc/containerd/certs.d", "/etc/docker/certs.d"},
 			MaxParallel:  3,
 			MinRate:      Size(1 << 10),
-			Pinned:       []string{},
 		},
 	}
 }

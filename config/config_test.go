@@ -119,7 +119,7 @@ func TestValidateTellsEverything(t *testing.T) {
 	cfg.Network.ConfDir = "net.d"
 	cfg.Network.BinDirs = []string{"bin"}
 	cfg.Network.Builtin = Builtin{Bridge: "much-too-long-name", Subnets: []string{"10.0.0.1/16", "10.1.0.0/16", "x"}}
-	cfg.Images = Images{RegistryDirs: []string{"certs.d"}, MaxParallel: 0, MinRate: -1, Pinned: []string{"*a"}}
+	cfg.Images = Images{RegistryDirs: []string{"certs.d"}, MaxParallel: 0, MinRate: -1}
 	err := cfg.Validate()
 	if err == nil {
 		t.Fatal("no error")
@@ -154,7 +154,7 @@ func TestValidateFolders(t *testing.T) {
 
 func TestDumpReadsBack(t *testing.T) {
 	cfg := Default()
-	cfg.Images.Pinned = []string{"registry.example/a*"}
+	cfg.Images.RegistryDirs = []string{}
 	cfg.Runtime.Handlers["crun"] = Handler{Path: "crun"}
 	text, err := Dump(cfg)
 	if err != nil {

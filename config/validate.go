@@ -176,9 +176,4 @@ func (i Images) validate(p *problems) {
 	if i.MinRate < 0 {
 		p.addf("images.min_rate", "it is below 0")
 	}
-	for _, name := range i.Pinned {
-		if name == "" || strings.Contains(strings.TrimSuffix(name, "*"), "*") {
-			p.addf("images.pinned", "%q is not a reference, or one with a * at its end", name)
-		}
-	}
 }
