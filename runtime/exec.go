@@ -122,6 +122,13 @@ func (x *pipes) wait(ctx context.Context, c *net.UnixConn, f *os.File, pid int) 
 	if ctx.Err() != nil {
 		return 0, fmt.Errorf("exec: %w", ctx.Err())
 	}
+	if f != nil {
+		// It is our child now. As long as its status is not collected, the
+		// container's pid namespace cannot end.
+		f.SetReadDeadline(time.Now().Add(leftoverLimit))
+		pidfd.Wait(f)
+		pidfd.Reap(f)
+	}
 	return 0, kind.Errorf(kind.Unavailable, "exec: shim: %w", err)
 }
 

@@ -155,7 +155,7 @@ func (n *node) container(change func(*rspec.Spec, *CreateRequest), args ...strin
 	id := fmt.Sprintf("c%d-%d", n.n, os.Getpid())
 	bundle := filepath.Join(n.state, "bundles", id)
 	spec := busyboxSpec(n, bundle, args)
-	spec.Linux.CgroupsPath = "/noded-rt-test/" + filepath.Base(n.state) + "-" + id
+	spec.Linux.CgroupsPath = "/noded-rt-" + filepath.Base(n.state) + "-" + id
 	req := CreateRequest{
 		ID: id, Runtime: testHandler(n.state), Bundle: bundle, CgroupsDir: spec.Linux.CgroupsPath,
 		LogPath: filepath.Join(n.state, "logs", id+".log"),

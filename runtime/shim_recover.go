@@ -31,8 +31,11 @@ func (s *shim) recover(in *inheritance) error {
 			s.log.WithError(err).WithField("container", d.Name()).Error("container cannot be taken over")
 		}
 	}
-	s.resumeSessions(in)
+	s.resumeSessions(in) // before any output moves, or attached clients miss it
 	in.closeRest()
+	for _, c := range s.containers {
+		c.run()
+	}
 	return nil
 }
 
@@ -62,11 +65,7 @@ func (s *shim) adopt(id string, files map[string]*os.File) error {
 	if err := c.openLog(); err != nil {
 		s.log.WithError(err).WithField("container", id).Error("container goes on without its log")
 	}
-	if err := c.adoptStreams(); err != nil {
-		return err
-	}
-	c.run()
-	return nil
+	return c.adoptStreams()
 }
 
 func (c *container) reopenFiles() error {

@@ -2,7 +2,7 @@ package runtime
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"net"
 	"os"
 
@@ -124,18 +124,18 @@ func (s *shim) attachCall(ctx context.Context, c *net.UnixConn, req request, fil
 			x.files[name] = files[i]
 		}
 	}
-	names, sent, err := s.attachStart(req)
-	if err == nil {
-		s.addSession(x)
-	}
-	wire.Write(c, reply{V: protocolVersion, Error: toWire(err), Names: names}, sent...)
-	wire.CloseAll(sent)
-	s.end()
+	a, err := s.attachStart(x, req)
 	if err != nil {
+		wire.Write(c, reply{V: protocolVersion, Error: toWire(err)})
+		s.end()
 		wire.CloseAll(files)
 		return
 	}
-	s.attachWait(x)
+	s.addSession(x)
+	wire.Write(c, reply{V: protocolVersion, Names: a.names}, a.sent...) // a client that is gone is noticed below
+	wire.CloseAll(a.sent)
+	s.end()
+	s.attachWait(x, a)
 }
 
 func requested(req request) []string {
@@ -149,52 +149,87 @@ func requested(req request) []string {
 	return names
 }
 
-// attachStart finds the descriptors through which the client itself writes and
-// resizes.
-func (s *shim) attachStart(req request) (names []string, sent []*os.File, err error) {
+// attachment is a client's connection to a container.
+type attachment struct {
+	c       *container
+	streams []*containerlog.Stream
+	taps    []*containerlog.Tap // of streams
+	names   []string            // of sent: what the client itself writes to and resizes
+	sent    []*os.File
+}
+
+// attachStart connects a client's outputs before it can cause any output.
+func (s *shim) attachStart(x *session, req request) (*attachment, error) {
 	c, err := s.lookup(req.ID)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
+	a := &attachment{c: c}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.exit != nil {
-		return nil, nil, kind.Errorf(kind.Precondition, "container %s has ended", req.ID)
+		return nil, kind.Errorf(kind.Precondition, "container %s has ended", req.ID)
 	}
-	add := func(name string, f *os.File, err error) error {
-		if err == nil {
-			names, sent = append(names, name), append(sent, f)
+	if err := a.inputs(req); err != nil {
+		return nil, err
+	}
+	if err := a.tap(x.files); err != nil {
+		wire.CloseAll(a.sent)
+		return nil, err
+	}
+	return a, nil
+}
+
+// inputs finds the descriptors for the client; c.mu is held.
+func (a *attachment) inputs(req request) error {
+	var name string
+	var f *os.File
+	var err error
+	switch r := a.c.record.Request; {
+	case r.Terminal && a.c.files[filePty] != nil:
+		name = filePty
+		f, err = dup(a.c.files[filePty])
+	case !req.Stdin || r.Terminal:
+		return nil
+	case r.StdinOnce && a.c.files[fileStdin] != nil:
+		name = fileStdin
+		f, err = dup(a.c.files[fileStdin])
+	case r.Stdin && !r.StdinOnce:
+		name = fileStdin
+		f, err = openFile(a.c.path("stdin"), stdinFlags)
+	default:
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open input: %w", err)
+	}
+	a.names, a.sent = append(a.names, name), append(a.sent, f)
+	return nil
+}
+
+// tap connects write ends of pipes to the container's outputs; c.mu is held.
+func (a *attachment) tap(files map[string]*os.File) error {
+	for i, st := range a.c.streams {
+		f := files[outputs[i]]
+		if f == nil {
+			continue
 		}
-		return err
+		t, err := containerlog.NewTap(f)
+		if err != nil {
+			return fmt.Errorf("connect %s: %w", outputs[i], err)
+		}
+		st.Attach(t)
+		a.streams, a.taps = append(a.streams, st), append(a.taps, t)
 	}
-	r := c.record.Request
-	switch {
-	case r.Terminal && c.files[filePty] != nil:
-		f, err := dup(c.files[filePty])
-		return names, sent, errors.Join(add(filePty, f, err))
-	case req.Stdin && r.StdinOnce && c.files[fileStdin] != nil:
-		f, err := dup(c.files[fileStdin])
-		return names, sent, errors.Join(add(fileStdin, f, err))
-	case req.Stdin && r.Stdin && !r.StdinOnce && !r.Terminal:
-		f, err := openFile(c.path("stdin"), stdinFlags)
-		return names, sent, errors.Join(add(fileStdin, f, err))
+	if f := files["stderr"]; f != nil && len(a.c.streams) < 2 {
+		f.Close() // a terminal has no such output
 	}
-	return nil, nil, nil
+	return nil
 }
 
 // attachWait lasts until the container's end, the client's, or a tap's that is
 // too slow.
-func (s *shim) attachWait(x *session) {
-	c := s.find(x.ID, false)
-	if c == nil {
-		s.finish(x, nil)
-		return
-	}
-	streams, taps, err := c.tap(x.files)
-	if err != nil {
-		s.finish(x, err)
-		return
-	}
+func (s *shim) attachWait(x *session, a *attachment) {
 	gone := make(chan struct{})
 	go func() {
 		defer close(gone)
@@ -206,12 +241,12 @@ func (s *shim) attachWait(x *session) {
 			}
 			wire.CloseAll(files)
 			if req.Op == "stdin-closed" && x.Stdin {
-				c.closeStdin()
+				a.c.closeStdin()
 			}
 		}
 	}()
-	slow := make(chan struct{}, len(taps))
-	for _, t := range taps {
+	slow := make(chan struct{}, len(a.taps))
+	for _, t := range a.taps {
 		go func() {
 			<-t.Done()
 			if t.Err() != nil {
@@ -219,21 +254,21 @@ func (s *shim) attachWait(x *session) {
 			}
 		}()
 	}
-	err = nil
+	var err error
 	select {
-	case <-c.exited:
-	case <-c.gone:
+	case <-a.c.exited:
+	case <-a.c.gone:
 	case <-gone:
 	case <-slow:
 		err = kind.Errorf(kind.Exhausted, "attach to %s: %w", x.ID, containerlog.ErrSlow)
 	}
 	s.beginWait()
 	defer s.end()
-	for i, t := range taps {
-		streams[i].Detach(t)
+	for i, t := range a.taps {
+		a.streams[i].Detach(t)
 	}
 	if x.Stdin {
-		c.closeStdin()
+		a.c.closeStdin()
 	}
 	s.finish(x, err)
 	x.conn.Close()
@@ -243,28 +278,6 @@ func (s *shim) attachWait(x *session) {
 func (s *shim) finish(x *session, err error) {
 	s.endSession(x)
 	wire.Write(x.conn, reply{V: protocolVersion, Error: toWire(err)}) // a client that is gone does not care
-}
-
-// tap connects write ends of pipes to the container's outputs.
-func (c *container) tap(files map[string]*os.File) (streams []*containerlog.Stream, taps []*containerlog.Tap, err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for i, st := range c.streams {
-		f := files[outputs[i]]
-		if f == nil {
-			continue
-		}
-		t, err := containerlog.NewTap(f)
-		if err != nil {
-			return streams, taps, err
-		}
-		st.Attach(t)
-		streams, taps = append(streams, st), append(taps, t)
-	}
-	if f := files["stderr"]; f != nil && len(c.streams) < 2 {
-		f.Close() // a terminal has no such output
-	}
-	return streams, taps, nil
 }
 
 // closeStdin lets a StdinOnce container see the end of its input. Both noded

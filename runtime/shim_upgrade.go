@@ -303,13 +303,24 @@ func (s *shim) resumeSessions(in *inheritance) {
 			s.addSession(x)
 			go func() { defer conn.Close(); s.execWait(x) }()
 		case "attach":
-			s.addSession(x)
-			go func() { defer conn.Close(); s.attachWait(x) }()
+			s.resumeAttach(x)
 		case "upgrade":
 			wire.Write(conn, reply{V: protocolVersion, Pid: os.Getpid(), Version: s.version})
 			conn.Close()
 		}
 	}
+}
+
+func (s *shim) resumeAttach(x *session) {
+	a, err := s.attachStart(x, request{ID: x.ID}) // the client has its inputs already
+	if err != nil {
+		s.finish(x, err)
+		x.conn.Close()
+		return
+	}
+	wire.CloseAll(a.sent)
+	s.addSession(x)
+	go s.attachWait(x, a)
 }
 
 // fdOf reads a descriptor's number, -1 if it is closed. (*os.File).Fd would

@@ -62,20 +62,24 @@ func (r *Runtime) supervise(ctx context.Context, conn *net.UnixConn) {
 func (r *Runtime) connect(ctx context.Context) (*net.UnixConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, shimStartLimit)
 	defer cancel()
-	c, err := r.send(ctx, request{Op: "watch"}, nil)
-	if err == nil {
-		return c, nil
+	for tries := 0; ; tries++ {
+		c, err := r.send(ctx, request{Op: "watch"}, nil)
+		if err == nil {
+			return c, nil
+		}
+		switch {
+		case ctx.Err() != nil || tries == maxTries:
+			return nil, fmt.Errorf("connect to shim: %w", err)
+		case errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET):
+			continue // it took the connection and then re-executed itself
+		case errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ENOENT):
+			if err := r.startShim(ctx); err != nil {
+				return nil, err
+			}
+		default:
+			return nil, fmt.Errorf("connect to shim: %w", err)
+		}
 	}
-	if !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET) {
-		return nil, fmt.Errorf("connect to shim: %w", err)
-	}
-	if err := r.startShim(ctx); err != nil {
-		return nil, err
-	}
-	if c, err = r.send(ctx, request{Op: "watch"}, nil); err != nil {
-		return nil, fmt.Errorf("connect to new shim: %w", err)
-	}
-	return c, nil
 }
 
 // follow keeps the descriptor store and the exits up to date until the
@@ -84,18 +88,15 @@ func (r *Runtime) follow(ctx context.Context, c *net.UnixConn) error {
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
+	known := map[string]bool{}
 	for {
 		var ev event
 		files, err := wire.Read(c, &ev)
 		if err != nil {
 			return err
 		}
-		for i, f := range files {
-			if i < len(ev.Put) {
-				r.put(ev.Put[i], f)
-			} else {
-				f.Close()
-			}
+		if id := r.put(ev.Put, files); known != nil {
+			known[id] = true
 		}
 		for _, name := range ev.Drop {
 			r.drop(name)
@@ -104,32 +105,64 @@ func (r *Runtime) follow(ctx context.Context, c *net.UnixConn) error {
 			r.addExit(*ev.Exit)
 		}
 		if ev.Synced {
+			r.dropUnknown(known)
+			known = nil
 			r.setLink(true)
 		}
 	}
 }
 
-func (r *Runtime) put(name string, f *os.File) {
+// put stores all the descriptors of one container, in place of what there was
+// of it: a name that is missing was closed meanwhile.
+func (r *Runtime) put(names []string, files []*os.File) (id string) {
+	if len(names) == 0 || len(files) != len(names) {
+		wire.CloseAll(files)
+		return ""
+	}
+	id, _, _ = strings.Cut(names[0], "/")
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if old := r.files[name]; old != nil {
-		old.Close()
+	r.closeFiles(id)
+	for i, f := range files {
+		r.files[names[i]] = f
 	}
-	r.files[name] = f
+	return id
+}
+
+// dropUnknown forgets containers that were deleted while nobody listened.
+func (r *Runtime) dropUnknown(known map[string]bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for name := range r.files {
+		if id, _, _ := strings.Cut(name, "/"); !known[id] {
+			r.closeFiles(id)
+			delete(r.reaping, id)
+		}
+	}
+	for id := range r.exitSeen {
+		if !known[id] {
+			delete(r.exitSeen, id)
+		}
+	}
 }
 
 // drop closes one descriptor, or all of a container, which is deleted then.
 func (r *Runtime) drop(name string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.closeFiles(name)
+	delete(r.exitSeen, name)
+	delete(r.reaping, name)
+}
+
+// closeFiles closes a descriptor or those of a container; r.mu is held.
+func (r *Runtime) closeFiles(name string) {
 	for key, f := range r.files {
 		if key == name || strings.HasPrefix(key, name+"/") {
 			f.Close()
 			delete(r.files, key)
 		}
 	}
-	delete(r.exitSeen, name)
-	delete(r.reaping, name)
 }
 
 // startShim starts a shim and gives it the descriptors of the one before it.
