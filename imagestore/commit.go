@@ -81,12 +81,12 @@ func (s *Store) commitRecord(rec *imageRecord, ref registry.Reference, r *regist
 		return Image{}, kind.Wrap(diskKind(err), err)
 	}
 	s.mu.Lock()
-	s.holdLocked(rec.Stack)
+	rec.held = s.holdLocked(rec.Stack)
 	s.mu.Unlock()
 	img, err := s.retag(rec, ref, r)
 	if err != nil {
 		s.mu.Lock()
-		s.releaseLocked(rec.Stack)
+		s.releaseLocked(rec.held)
 		s.mu.Unlock()
 	}
 	return img, err
@@ -223,7 +223,7 @@ func (s *Store) retag(rec *imageRecord, ref registry.Reference, r *registry.Reso
 	s.mu.Lock()
 	if d := s.damaged[rec.ID]; d != nil {
 		delete(s.damaged, rec.ID)
-		s.releaseLocked(d.Stack)
+		s.releaseLocked(d.held)
 	}
 	s.images[rec.ID] = rec
 	var losers []*imageRecord
@@ -303,7 +303,7 @@ func (s *Store) removeRecord(id string, from map[string]*imageRecord) error {
 	rec := from[id]
 	delete(from, id)
 	s.publishLocked()
-	s.releaseLocked(rec.Stack)
+	s.releaseLocked(rec.held)
 	s.mu.Unlock()
 	s.deleteUnused(rec.Blobs)
 	return nil

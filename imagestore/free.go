@@ -9,13 +9,16 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// holdLocked counts a user of layers; those that are missing are passed over.
-func (s *Store) holdLocked(stack []string) {
+// holdLocked counts a user of layers. It returns those that it counted, which
+// are what the user has to release: one that is missing now may be there then.
+func (s *Store) holdLocked(stack []string) (held []string) {
 	for _, hex := range stack {
 		if l := s.layers[hex]; l != nil {
 			l.refs++
+			held = append(held, hex)
 		}
 	}
+	return held
 }
 
 // releaseLocked takes a user away and frees what has none left.

@@ -26,6 +26,7 @@ type mountRecord struct {
 	Image   string       `json:"image"`
 	Stack   []string     `json:"stack"`
 	Root    layer.Folder `json:"root"`
+	held    []string     // layers that this record is counted as a user of
 	unknown bool         // mounted, but the record cannot be read
 }
 
@@ -105,7 +106,7 @@ func (s *Store) claim(req MountRequest) (rec *mountRecord, isNew bool, err error
 	}
 	rec = &mountRecord{Version: recordVersion, Image: img.ID, Stack: img.Stack, Root: img.Root}
 	s.mounts[req.ID] = rec
-	s.holdLocked(rec.Stack)
+	rec.held = s.holdLocked(rec.Stack)
 	return rec, true, nil
 }
 
@@ -189,7 +190,7 @@ func (s *Store) destroy(id string) error {
 			s.freeLocked(hex)
 		}
 	}
-	s.releaseLocked(rec.Stack)
+	s.releaseLocked(rec.held)
 	return nil
 }
 

@@ -37,6 +37,7 @@ type imageRecord struct {
 	PulledAt time.Time      `json:"pulled_at"`
 	TaggedAt time.Time      `json:"tagged_at"` // of two that hold the same tag the later one counts
 	config   *ocispec.Image // from its blob
+	held     []string       // layers that this record is counted as a user of
 }
 
 func (r *imageRecord) image() Image {

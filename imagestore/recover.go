@@ -96,7 +96,7 @@ func (s *Store) recoverImages() error {
 		} else {
 			s.images[r.ID] = r
 		}
-		s.holdLocked(r.Stack)
+		r.held = s.holdLocked(r.Stack)
 	}
 	s.settleTags()
 	return nil
@@ -140,7 +140,7 @@ func (s *Store) recoverMounts() error {
 		err := readRecord(s.path(containersDir, id, mountFile), r)
 		if err == nil && r.Version == recordVersion && len(r.Stack) > 0 {
 			s.mounts[id] = r
-			s.holdLocked(r.Stack)
+			r.held = s.holdLocked(r.Stack)
 			continue
 		}
 		if !overlay.Mounted(s.rootfs(id)) {

@@ -132,6 +132,7 @@ func (s *Store) folders() (err error) {
 			return err
 		}
 	}
+	spread(s.path(stagingDir))
 	if s.rootFD, err = os.Open(s.opts.Root); err != nil {
 		return err
 	}
@@ -143,6 +144,24 @@ func (s *Store) folders() (err error) {
 		return errors.Join(err, s.lock.Close(), s.rootFD.Close())
 	}
 	return nil
+}
+
+// spread asks ext4 to put each folder made in dir somewhere else on the disk
+// ("chattr +T"), as it does at the top of a file system. Else all layers share
+// one block group, where making files is up to thirty times slower while
+// others were deleted in the last seconds: inodes just freed are passed over
+// one by one. Other file systems have no such flag and need none.
+func spread(dir string) {
+	const topDir = 0x00020000 // FS_TOPDIR_FL of linux/fs.h
+	f, err := os.Open(dir)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	if err == nil && flags&topDir == 0 {
+		unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags|topDir)
+	}
 }
 
 func (s *Store) path(parts ...string) string {
