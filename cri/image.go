@@ -4,14 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"strconv"
-	"strings"
+		"strings"
 	"time"
 
 	api "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"noded.dev/noded/imagestore"
 	"noded.dev/noded/internal/kind"
+	"noded.dev/noded/internal/userdb"
 )
 
 // imageRequest and podRequest are what the interceptor logs of requests.
@@ -156,21 +156,17 @@ func describe(image imagestore.Image) *api.Image {
 	return d
 }
 
-// imageUser splits an image's USER ("user", "uid", "user:group") into a numeric
-// id, or -1, and a name. The kubelet refuses runAsNonRoot for uid 0 and for
-// names, so a number it could misread (with a sign, a space, too large) is given
-// as the name that it is.
+// imageUser is an image's USER as a numeric id, or -1, and a name. The kubelet
+// refuses runAsNonRoot for uid 0 and for names, so what no container could run
+// as is given as the name that it is.
 func imageUser(text string) (uid int64, name string) {
-	user, _, _ := strings.Cut(text, ":")
-	if user == "" {
-		return -1, ""
-	}
-	if strings.Trim(user, "0123456789") != "" {
+	id, name, err := userdb.ImageUser(text)
+	switch {
+	case err != nil:
+		user, _, _ := strings.Cut(text, ":")
 		return -1, user
+	case id != nil:
+		return *id, ""
 	}
-	n, err := strconv.ParseUint(user, 10, 31) // Kubernetes takes user ids up to 2^31-1
-	if err != nil {
-		return -1, user
-	}
-	return int64(n), ""
+	return -1, name
 }

@@ -36,6 +36,12 @@ func (c *creation) specInput(ctx context.Context) (spec.Input, error) {
 	if in.MountSources, err = mountSources(ctx, c.config.Mounts); err != nil {
 		return in, err
 	}
+	if c.config.GetLinux().GetSecurityContext().GetPrivileged() {
+		// Listed anew for each: devices come and go while noded runs.
+		if in.Facts.HostDevices, err = hostdev.All(); err != nil {
+			return in, fmt.Errorf("list devices for a privileged container: %w", err)
+		}
+	}
 	if in.Devices, err = hostDevices(c.config.Devices); err != nil {
 		return in, err
 	}

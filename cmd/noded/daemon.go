@@ -165,13 +165,9 @@ func (d *daemon) openPods(ctx context.Context) (c io.Closer, err error) {
 		return nil, err
 	}
 	systemd := d.systemdCgroup(host)
-	specFacts, err := specFacts(node, host, systemd)
-	if err != nil {
-		return nil, err
-	}
 	d.pods, err = sandbox.Open(ctx, sandbox.Options{
 		Root: d.cfg.Root, State: d.cfg.State, BootID: strings.TrimSpace(string(boot)),
-		Facts: specFacts, SystemdCgroup: systemd, CgroupParent: cgroupParent(filepath.Clean(d.cfg.Root), systemd),
+		Facts: specFacts(node, host, systemd), SystemdCgroup: systemd, CgroupParent: cgroupParent(filepath.Clean(d.cfg.Root), systemd),
 		InitBinary: self, ShmSize: shmSize, Log: d.log.WithField("part", "pods"),
 	}, sandbox.Deps{Images: d.images, Network: d.network, Runtime: d.runtime, Cgroups: host})
 	if err != nil {

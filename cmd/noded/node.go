@@ -11,7 +11,6 @@ import (
 	"noded.dev/noded/config"
 	"noded.dev/noded/internal/cgroup"
 	"noded.dev/noded/internal/facts"
-	"noded.dev/noded/internal/hostdev"
 	"noded.dev/noded/spec"
 )
 
@@ -76,14 +75,10 @@ func findCommand(name string) string {
 }
 
 // specFacts hands on what container specs depend on.
-func specFacts(node facts.Node, host *cgroup.Host, systemd bool) (spec.Facts, error) {
-	devices, err := hostdev.All()
-	if err != nil {
-		return spec.Facts{}, fmt.Errorf("list devices for privileged containers: %w", err)
-	}
+func specFacts(node facts.Node, host *cgroup.Host, systemd bool) spec.Facts {
 	return spec.Facts{
 		CgroupV2: host.Mode() == cgroup.V2, SystemdCgroup: systemd, Seccomp: node.Seccomp, AppArmor: node.AppArmor, SELinux: node.SELinux,
-		Capabilities: node.Capabilities, HostDevices: devices, Swap: node.Swap, HugePages: node.Huge, Rlimits: node.Rlimits,
+		Capabilities: node.Capabilities, Swap: node.Swap, HugePages: node.Huge, Rlimits: node.Rlimits,
 		OOMScoreFloor: node.OOMScoreFloor, Hostname: node.Hostname,
-	}, nil
+	}
 }
