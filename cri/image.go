@@ -4,7 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-		"strings"
+	"strings"
 	"time"
 
 	api "k8s.io/cri-api/pkg/apis/runtime/v1"

@@ -152,7 +152,7 @@ type frameGuard struct {
 }
 
 const (
-	maxDataFrame    = 1 << 20 // bytes
+	maxDataFrame    = 256 << 10 // bytes; about twenty wait in memory where a command does not read
 	maxControlFrame = 64 << 10
 )
 

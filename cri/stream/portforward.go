@@ -33,6 +33,8 @@ type pairs struct {
 	ctx context.Context // of the session; it lives as long as this does
 	run ForwardFunc
 
+	creation time.Duration
+
 	mu      sync.Mutex
 	open    map[string]*pair // by request id
 	closed  bool
@@ -58,7 +60,7 @@ func (p *pairs) accept(st *spdystream.Stream) {
 			return
 		}
 		one = &pair{port: int32(port)}
-		one.timer = time.AfterFunc(creationTimeout, func() { p.expire(id, one) })
+		one.timer = time.AfterFunc(p.creation, func() { p.expire(id, one) })
 		p.open[id] = one
 	}
 	place := &one.data
@@ -115,17 +117,40 @@ func (one *pair) reset() {
 // forward runs one connection. Its error goes to the error stream and nowhere
 // else; the session goes on.
 func (p *pairs) forward(id string, one *pair) {
-	err := p.run(p.ctx, one.port, one.data)
-	if err != nil {
+	conn := &forwarded{Stream: one.data}
+	if err := p.run(p.ctx, one.port, conn); err != nil {
 		fmt.Fprintf(one.errors, "forward port %d: %v", one.port, err)
-	} else {
-		one.data.Close() // the client reads what was written, then the end
 	}
+	conn.Close() // the client reads what was written, then the end
 	one.errors.Close()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.open, id)
-	one.reset() // of what was closed nothing more is sent; data is no longer taken
+	one.reset() // for the library, which is still waiting for the client's end
+}
+
+// forwarded is the data stream of a forwarded connection.
+type forwarded struct {
+	*spdystream.Stream
+	closed sync.Once
+}
+
+// Write fails once the client has reset the stream; the library would send on.
+func (f *forwarded) Write(p []byte) (int, error) {
+	if f.IsFinished() {
+		return 0, io.ErrClosedPipe
+	}
+	return f.Stream.Write(p)
+}
+
+// Close ends both directions: the client reads the end, and so does who reads
+// from the client.
+func (f *forwarded) Close() error {
+	f.closed.Do(func() {
+		f.Stream.Close()
+		f.Stream.Reset() // sends nothing after Close
+	})
+	return nil
 }
 
 // closeAll resets everything; connections end as their streams do.
@@ -155,13 +180,14 @@ func (s *session) forwardSPDY(ctx context.Context, c client) error {
 func (s *session) forwardOver(ctx context.Context, conn *conn, nc net.Conn) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	p := &pairs{ctx: ctx, run: s.forward, open: map[string]*pair{}}
+	p := &pairs{ctx: ctx, run: s.forward, creation: s.creation, open: map[string]*pair{}}
 	defer p.running.Wait()
 	link, err := serveSPDY(nc, p, cancel)
 	if err != nil {
 		return err
 	}
 	defer link.finish(ctx, conn, p)
+	defer context.AfterFunc(ctx, p.closeAll)()
 	<-ctx.Done()
 	return nil
 }
@@ -179,7 +205,7 @@ func (s *session) forwardWebSocket(ctx context.Context, c client) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	ch := newChannels(ws)
-	inputs := make([]io.Reader, len(s.ports))
+	inputs := make([]*io.PipeReader, len(s.ports))
 	for i := range s.ports {
 		inputs[i] = ch.reader(byte(2 * i))
 	}
@@ -190,6 +216,7 @@ func (s *session) forwardWebSocket(ctx context.Context, c client) error {
 		ch.receive()
 	})
 	defer ch.finish(ctx, c.conn)
+	defer context.AfterFunc(ctx, ch.closePipes)()
 	for i, port := range s.ports {
 		running.Go(func() { s.forwardChannel(ctx, ch, byte(2*i), port, inputs[i]) })
 	}
@@ -199,7 +226,7 @@ func (s *session) forwardWebSocket(ctx context.Context, c client) error {
 
 // forwardChannel runs the connection of one port on channel and channel+1,
 // each of which begins with the port's number.
-func (s *session) forwardChannel(ctx context.Context, ch *channels, channel byte, port int32, in io.Reader) {
+func (s *session) forwardChannel(ctx context.Context, ch *channels, channel byte, port int32, in *io.PipeReader) {
 	number := binary.LittleEndian.AppendUint16(nil, uint16(port))
 	if ch.send(channel, number) != nil || ch.send(channel+1, number) != nil {
 		return
@@ -208,10 +235,11 @@ func (s *session) forwardChannel(ctx context.Context, ch *channels, channel byte
 		io.Reader
 		io.Writer
 		io.Closer
-	}{in, ch.writer(channel), io.NopCloser(nil)}
+	}{in, ch.writer(channel), in} // the protocol cannot say that the other direction has ended
 	if err := s.forward(ctx, port, conn); err != nil {
 		ch.send(channel+1, fmt.Appendf(nil, "forward port %d: %v", port, err))
 	}
+	in.Close() // what still comes is not waited for
 }
 
 // tunnel is a connection inside a WebSocket's binary messages.

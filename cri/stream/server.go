@@ -77,6 +77,7 @@ type Server struct {
 	hangups  *hangups
 	base     string // "http://127.0.0.1:41245"
 	slots    chan struct{}
+	creation time.Duration   // creationTimeout; shorter in tests
 	ctx      context.Context // ends every session
 	cancel   context.CancelFunc
 	done     sync.WaitGroup // server goroutine and requests
@@ -95,7 +96,7 @@ func New(o Options) (*Server, error) {
 	}
 	s := &Server{
 		log: o.Log, tokens: newTokens(time.Now), listener: l, hangups: hangups,
-		base: "http://" + l.Addr().String(), slots: make(chan struct{}, maxSessions),
+		base: "http://" + l.Addr().String(), slots: make(chan struct{}, maxSessions), creation: creationTimeout,
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.http = &http.Server{
@@ -163,7 +164,7 @@ func (s *Server) url(verb string, ses *session) (string, error) {
 	if len(s.slots) == maxSessions {
 		return "", kind.Errorf(kind.Exhausted, "%d streaming sessions run already, the most at one time", maxSessions)
 	}
-	ses.verb = verb
+	ses.verb, ses.creation = verb, s.creation
 	token, err := s.tokens.add(ses)
 	if err != nil {
 		return "", err

@@ -6,13 +6,15 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"time"
 
 	"github.com/gorilla/websocket"
 )
 
 // session is what a token stands for.
 type session struct {
-	verb string
+	verb     string
+	creation time.Duration // in which the client has to open its streams
 
 	wants Wants
 	run   ExecFunc // exec and attach
@@ -58,8 +60,10 @@ type sizes chan Size
 
 func newSizes() sizes { return make(sizes, 1) }
 
-// decode reads sizes as JSON until in ends or is not JSON.
+// decode reads sizes as JSON until in ends. After something that is not a size
+// it only takes what comes, so that the other streams go on.
 func (z sizes) decode(in io.Reader) {
+	defer io.Copy(io.Discard, in)
 	defer close(z)
 	limited := &io.LimitedReader{R: in}
 	d := json.NewDecoder(limited)

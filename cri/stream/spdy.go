@@ -104,13 +104,12 @@ func serveSPDY(nc net.Conn, a acceptor, cancel context.CancelFunc) (*spdyLink, e
 // finish closes the connection after what was written: a close with unread
 // bytes would reset it, and the client might lose the end of the output.
 func (l *spdyLink) finish(ctx context.Context, c *conn, a acceptor) {
+	linger := time.AfterFunc(lingerTimeout, func() { c.Close() }) // writes block too
+	defer linger.Stop()
 	a.closeAll()
 	c.closeWrite()
-	linger := time.NewTimer(lingerTimeout)
-	defer linger.Stop()
 	select {
 	case <-l.spdy.CloseChan():
-	case <-linger.C:
 	case <-ctx.Done():
 	}
 	c.Close()
@@ -207,8 +206,9 @@ func (s *session) execSPDY(ctx context.Context, c client) error {
 	var helpers sync.WaitGroup
 	defer helpers.Wait()
 	defer link.finish(ctx, c.conn, x)
+	defer context.AfterFunc(ctx, x.closeAll)()
 
-	timeout := time.NewTimer(creationTimeout)
+	timeout := time.NewTimer(s.creation)
 	defer timeout.Stop()
 	select {
 	case <-x.ready:

@@ -151,12 +151,18 @@ func (w channelWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// closePipes ends what is read from the client: receive must not wait for a
+// reader, nor a reader for receive, once the session is over.
+func (c *channels) closePipes() {
+	for _, r := range c.pipes {
+		r.Close()
+	}
+}
+
 // finish says goodbye and waits for the client to close, so that it loses
 // nothing of what was written, and for receive.
 func (c *channels) finish(ctx context.Context, conn *conn) {
-	for _, r := range c.pipes {
-		r.Close() // receive must not wait for a reader
-	}
+	c.closePipes()
 	goodbye := websocket.FormatCloseMessage(websocket.CloseNormalClosure, "")
 	c.ws.WriteControl(websocket.CloseMessage, goodbye, time.Now().Add(lingerTimeout))
 	linger := time.NewTimer(lingerTimeout)
@@ -201,6 +207,7 @@ func (s *session) execWebSocket(ctx context.Context, c client) error {
 		ch.receive()
 	})
 	defer ch.finish(ctx, c.conn)
+	defer context.AfterFunc(ctx, ch.closePipes)()
 	// Browsers wait for a first message before they send.
 	if err := ch.send(first, nil); err != nil {
 		return fmt.Errorf("greet: %w", err)

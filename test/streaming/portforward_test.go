@@ -35,12 +35,16 @@ var dialers = map[string]func(t *testing.T, u *url.URL) httpstream.Dialer{
 	},
 }
 
-// echoes forwards every connection to an echo, and refuses port 81.
+// echoes forwards every connection to an echo, refuses port 81, and hangs up
+// first on port 82.
 func echoes(_ context.Context, port int32, conn io.ReadWriteCloser) error {
 	if port == 81 {
 		return fmt.Errorf("dial tcp 127.0.0.1:%d: connection refused", port)
 	}
 	fmt.Fprintf(conn, "port %d\n", port)
+	if port == 82 {
+		conn.Close()
+	}
 	_, err := io.Copy(conn, conn)
 	return err
 }
@@ -58,7 +62,7 @@ func TestPortForward(t *testing.T) {
 				t.Fatal(err)
 			}
 			stop, ready, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
-			f, err := portforward.New(dialer(t, u), []string{"0:80", "0:81"}, stop, ready, io.Discard, io.Discard)
+			f, err := portforward.New(dialer(t, u), []string{"0:80", "0:81", "0:82"}, stop, ready, io.Discard, io.Discard)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -75,8 +79,19 @@ func TestPortForward(t *testing.T) {
 			}
 			wg.Wait()
 
+			// The server may be the first to close.
+			c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", ports[2].Local))
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.SetDeadline(time.Now().Add(5 * time.Second))
+			if got, err := io.ReadAll(c); err != nil || string(got) != "port 82\n" {
+				t.Errorf("got %q, %v", got, err)
+			}
+			c.Close()
+
 			// A refused port is told on the error stream.
-			c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", ports[1].Local))
+			c, err = net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", ports[1].Local))
 			if err != nil {
 				t.Fatal(err)
 			}
