@@ -146,3 +146,29 @@ func TestLogFollow(t *testing.T) {
 		t.Errorf("got %q, want %q", out.String(), want)
 	}
 }
+
+// TestLogFollowLastWords: what is written just before the container's end is
+// printed, whether the end or the write is seen first.
+func TestLogFollowLastWords(t *testing.T) {
+	for range 40 {
+		path := t.TempDir() + "/0.log"
+		if err := os.WriteFile(path, []byte(stamp+" stdout F first\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out := &syncBuffer{written: make(chan struct{}, 1)}
+		ended, result := make(chan struct{}), make(chan error, 1)
+		l := &logFollower{path: path, printer: &logPrinter{out: out}}
+		go func() { result <- l.read(context.Background(), -1, ended) }()
+		out.waitFor(t, "first\n")
+		f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(f, "%s stdout F last\n", stamp)
+		close(ended)
+		f.Close()
+		if err := <-result; err != nil || out.String() != "first\nlast\n" {
+			t.Fatalf("%q, %v", out.String(), err)
+		}
+	}
+}
