@@ -149,6 +149,7 @@ func (s *Store) correct(folders []layer.Folder) (*pulledLayer, error) {
 	s.mu.Lock()
 	if state := s.layers[l.hex]; state != nil {
 		state.refs++
+		l.ready = true
 		s.mu.Unlock()
 		return l, nil
 	}
@@ -187,7 +188,7 @@ func (s *Store) nameLayers(layers []*pulledLayer) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, l := range layers {
-		if l.job == nil {
+		if l.ready {
 			continue
 		}
 		if s.layers[l.hex] == nil {
@@ -204,7 +205,7 @@ func (s *Store) nameLayers(layers []*pulledLayer) error {
 		// it is not freed before the image holds it.
 		s.layers[l.hex].refs++
 		s.leaveJobLocked(l.job)
-		l.job = nil
+		l.ready = true
 	}
 	return nil
 }

@@ -42,6 +42,7 @@ func (s *Store) hold(session *registry.Session, layers []*pulledLayer) {
 	for _, l := range layers {
 		if state := s.layers[l.hex]; state != nil {
 			state.refs++
+			l.ready = true
 			continue
 		}
 		if j := s.jobs[l.hex]; j != nil {
@@ -63,7 +64,7 @@ func (s *Store) release(layers []*pulledLayer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, l := range layers {
-		if l.job == nil {
+		if l.ready {
 			s.releaseLocked([]string{l.hex})
 		} else {
 			s.leaveJobLocked(l.job)

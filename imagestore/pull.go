@@ -43,6 +43,10 @@ type pulledLayer struct {
 	hex  string // of the diff id
 	desc ocispec.Descriptor
 	job  *job // nil: it was there already
+
+	// The pull is a user of the layer itself and no longer of the job.
+	// Guarded by Store.mu.
+	ready bool
 }
 
 var errAllLeft = errors.New("nobody waits for this pull any more")
