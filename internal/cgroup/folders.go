@@ -29,6 +29,17 @@ func (h *Host) Folders(dir string) []string {
 	return list
 }
 
+// V1Folders lists the folder that the cgroup would have in every v1 hierarchy,
+// whether it exists or not.
+func (h *Host) V1Folders(dir string) []string {
+	dir = clean(dir)
+	list := make([]string, len(h.v1))
+	for i, t := range h.v1 {
+		list[i] = filepath.Join(t.dir, dir)
+	}
+	return list
+}
+
 // Unified gives the cgroup's folder in the v2 tree; "" if the host has none.
 func (h *Host) Unified(dir string) string {
 	if h.unified == "" {

@@ -98,7 +98,7 @@ func checkNamespaces(r Request) error {
 		}
 	}
 	// Only now is it sure that the files above were those of the container.
-	if ended(r.InitPidfd) {
+	if ended(r.InitPidfd, 0) {
 		return kind.Errorf(kind.Precondition, "container is not running")
 	}
 	return nil

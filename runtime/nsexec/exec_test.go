@@ -1,6 +1,7 @@
 package nsexec
 
 import (
+	"context"
 	"errors"
 	"io"
 	"os"
@@ -9,6 +10,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -284,5 +287,68 @@ func TestSignalsAreReset(t *testing.T) {
 		if set, ok := strings.CutPrefix(line, "SigIgn:"); ok && strings.Trim(set, "\t0") != "" {
 			t.Error(line)
 		}
+	}
+}
+
+// TestKilledWhileStarting kills a container while execs are under way. None may
+// be left in the cgroup, as a process or as a zombie here.
+func TestKilledWhileStarting(t *testing.T) {
+	c := start(t, nil)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	var group sync.WaitGroup
+	for range 4 {
+		group.Go(func() {
+			for {
+				proc, err := Start(c.request(c.process("sleep", "1000")))
+				if err != nil {
+					if !kind.Is(err, kind.Precondition) && !errors.As(err, new(*Error)) {
+						t.Error(err)
+					}
+					return
+				}
+				proc.Pidfd.Close()
+				group.Go(func() { wait(t, proc.Pid) })
+			}
+		})
+	}
+	time.Sleep(100 * time.Millisecond) // some execs are under way
+	if err := c.host.Kill(ctx, c.cgroup); err != nil {
+		t.Error(err)
+	}
+	group.Wait()
+	if pids, err := c.host.Pids(c.cgroup); err != nil || len(pids) > 0 {
+		t.Errorf("left in the cgroup: %v, %v", pids, err)
+	}
+	noZombies(t)
+}
+
+// TestProgramThatDoesNotStart plays a child that is stuck before its exec, as
+// on a file server that does not answer.
+func TestProgramThatDoesNotStart(t *testing.T) {
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pidfd, err := unix.PidfdOpen(cmd.Process.Pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &plan{script: newScript()}
+	if err := p.openReport(); err != nil {
+		t.Fatal(err)
+	}
+	defer p.close()
+	held, err := unix.Dup(p.reportOut) // the child's
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(held)
+	_, err = await(p, &child{pid: cmd.Process.Pid, pidfd: pidfd, master: -1}, 20*time.Millisecond)
+	if !kind.Is(err, kind.Deadline) {
+		t.Errorf("%v, want kind Deadline", err)
+	}
+	if cmd.Wait(); cmd.ProcessState.Sys().(syscall.WaitStatus).Signal() != unix.SIGKILL {
+		t.Error(cmd.ProcessState)
 	}
 }

@@ -97,18 +97,22 @@ func Start(r Request) (*Process, error) {
 	if err != nil {
 		return nil, alive(r, err)
 	}
-	return await(p, child)
+	proc, err := await(p, child, startLimit)
+	if err != nil && ended(r.InitPidfd, 0) {
+		return nil, kind.Errorf(kind.Precondition, "container is not running: %w", err)
+	}
+	return proc, err
 }
 
 // await waits for the child's exec, which closes its end of the report pipe.
-func await(p *plan, c *child) (*Process, error) {
+func await(p *plan, c *child, limit time.Duration) (*Process, error) {
 	p.files.closeOne(p.reportOut)
 	proc := &Process{Pid: c.pid, Pidfd: os.NewFile(uintptr(c.pidfd), "pidfd")}
 	if c.master >= 0 {
 		proc.Console = os.NewFile(uintptr(c.master), "terminal")
 	}
 	var b [8]byte
-	p.reportIn.SetReadDeadline(time.Now().Add(startLimit))
+	p.reportIn.SetReadDeadline(time.Now().Add(limit))
 	_, err := io.ReadFull(p.reportIn, b[:])
 	if errors.Is(err, io.EOF) {
 		return proc, nil
@@ -119,7 +123,7 @@ func await(p *plan, c *child) (*Process, error) {
 	defer proc.Pidfd.Close()
 	unix.PidfdSendSignal(c.pidfd, unix.SIGKILL, nil, 0)
 	if err != nil {
-		return nil, kind.Errorf(kind.Deadline, "process %d did not execute its program in %v: %w", c.pid, startLimit, err)
+		return nil, kind.Errorf(kind.Deadline, "process %d did not execute its program in %v: %w", c.pid, limit, err)
 	}
 	for unix.Waitid(unix.P_PIDFD, c.pidfd, nil, unix.WEXITED, nil) == unix.EINTR {
 	}
@@ -127,20 +131,26 @@ func await(p *plan, c *child) (*Process, error) {
 	return nil, &Error{p.script.names[step], syscall.Errno(errno)}
 }
 
-// alive explains an error by the container's end, if it has ended.
+// alive explains an error by the container's end, if it has ended. A process
+// that is exiting loses its namespaces, and its pid namespace takes no new
+// process (ENOMEM), a moment before its descriptor tells of the end.
 func alive(r Request, err error) error {
-	if ended(r.InitPidfd) {
+	wait := 0 * time.Second
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOMEM) {
+		wait = 2 * time.Second
+	}
+	if ended(r.InitPidfd, wait) {
 		return kind.Errorf(kind.Precondition, "container is not running: %w", err)
 	}
 	return err
 }
 
-// ended reports whether the process has exited, waited for or not: its
-// descriptor is readable then (pidfd_open(2)).
-func ended(pidfd int) bool {
+// ended reports whether the process exits within the time, or has exited,
+// waited for or not: its descriptor is readable then (pidfd_open(2)).
+func ended(pidfd int, wait time.Duration) bool {
 	fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
 	for {
-		n, err := unix.Poll(fds, 0)
+		n, err := unix.Poll(fds, int(wait.Milliseconds()))
 		if err != unix.EINTR {
 			return n > 0
 		}

@@ -1,6 +1,7 @@
 package nsexec
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -31,7 +32,7 @@ type plan struct {
 
 // newPlan opens and compiles all that the child needs.
 func newPlan(r Request) (_ *plan, err error) {
-	p := &plan{script: &script{}, initPidfd: r.InitPidfd, terminal: r.Terminal, uid: r.Process.User.UID}
+	p := &plan{script: newScript(), initPidfd: r.InitPidfd, terminal: r.Terminal, uid: r.Process.User.UID}
 	defer func() {
 		if err != nil {
 			p.close()
@@ -132,25 +133,26 @@ func (p *plan) cgroups(r Request) error {
 	} else if frozen {
 		return kind.Errorf(kind.Precondition, "container is paused")
 	}
-	unified := h.Unified(r.Cgroup)
-	p.script.step("join cgroup")
+	s := p.script
+	s.step("join cgroup")
+	zero := s.text("0") // the writer itself, which costs least
 	found := false
-	for _, folder := range h.Folders(r.Cgroup) {
-		found = true
-		if folder == unified {
-			continue
-		}
+	for _, folder := range h.V1Folders(r.Cgroup) {
 		fd, err := p.files.open(folder+"/tasks", unix.O_WRONLY)
+		if errors.Is(err, unix.ENOENT) {
+			continue // the runtime leaves this hierarchy out
+		}
 		if err != nil {
 			return err
 		}
-		// "0" is the writer itself, which costs least.
-		p.script.call(unix.SYS_WRITE, uintptr(fd), p.script.text("0"), 1)
+		found = true
+		s.call(unix.SYS_WRITE, uintptr(fd), zero, 1)
 	}
-	if !found {
+	unified := h.UnifiedOf(r.Cgroup, r.InitPid)
+	if !found && len(unified) == 0 {
 		return kind.Errorf(kind.Precondition, "container's cgroup %s is gone", r.Cgroup)
 	}
-	for _, folder := range h.UnifiedOf(r.Cgroup, r.InitPid) {
+	for _, folder := range unified {
 		fd, err := p.files.open(folder, unix.O_PATH|unix.O_DIRECTORY)
 		if err != nil {
 			return err

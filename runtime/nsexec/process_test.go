@@ -21,7 +21,7 @@ import (
 func self(t testing.TB) map[string]string {
 	t.Helper()
 	m := map[string]string{}
-	for _, ns := range []string{"cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "uts", "user", "time"} {
+	for _, ns := range []string{"cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "uts", "user"} {
 		m["ns/"+ns] = readLink(t, "/proc/self/ns/"+ns)
 	}
 	m["cwd"], m["root"] = readLink(t, "/proc/self/cwd"), readLink(t, "/proc/self/root")
@@ -181,7 +181,7 @@ func TestMainThread(t *testing.T) {
 // the cgroups below; that cgroup can then hold no process, and the next best
 // one is that of the first process.
 func TestBelowDelegatedCgroup(t *testing.T) {
-	c := start(t, nil)
+	c := start(t, func(s *rspec.Spec) { s.Linux.Namespaces = withoutCgroupNamespace(s) })
 	own := c.host.Unified(c.cgroup)
 	if own == "" {
 		t.Skip("no v2 tree here")
@@ -250,6 +250,9 @@ func TestOwnProgramIsReadOnly(t *testing.T) {
 		p := c.process(program)
 		p.Env = append(p.Env, "NSEXEC_SLEEP=1")
 		proc, err := Start(c.request(p))
+		if errors.Is(err, unix.ENOENT) {
+			t.Skip("this test program needs a dynamic linker, which the container lacks")
+		}
 		if err != nil {
 			t.Fatal(err)
 		}

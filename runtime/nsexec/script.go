@@ -39,6 +39,11 @@ type script struct {
 	pins  runtime.Pinner
 }
 
+// newScript has room for a container with a terminal and most settings.
+func newScript() *script {
+	return &script{calls: make([]syscallOp, 0, 256), names: make([]string, 0, 48)}
+}
+
 // step names the calls that follow, in errors.
 func (s *script) step(name string) { s.names = append(s.names, name) }
 
