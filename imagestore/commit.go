@@ -74,7 +74,7 @@ func (s *Store) commitRecord(rec *imageRecord, ref registry.Reference, r *regist
 	}
 	all := layers
 	if top != nil {
-		defer s.release([]*pulledLayer{top})
+		defer s.release([]*pulledLayer{top}, false)
 		all = append([]*pulledLayer{top}, layers...)
 	}
 	if err := s.settle(all); err != nil {
@@ -167,7 +167,7 @@ func (s *Store) correct(folders []layer.Folder) (*pulledLayer, error) {
 		err = writeLayerMeta(j.dir, j.meta)
 	}
 	if err != nil {
-		s.release([]*pulledLayer{l})
+		s.release([]*pulledLayer{l}, false)
 		return nil, err
 	}
 	return l, nil

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -59,16 +60,44 @@ func (s *Store) hold(session *registry.Session, layers []*pulledLayer) {
 }
 
 // release ends a pull's need of layers; what became an image's has that
-// image as its user by now.
-func (s *Store) release(layers []*pulledLayer) {
+// image as its user by now. With keep, a layer that is finished waits a while
+// for the next try of a pull that failed elsewhere.
+func (s *Store) release(layers []*pulledLayer, keep bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, l := range layers {
-		if l.ready {
+		switch {
+		case l.ready:
 			s.releaseLocked([]string{l.hex})
-		} else {
+		case keep && l.job.finished() && s.jobs[l.hex] == l.job && s.ctx.Err() == nil:
+			j := l.job
+			s.workers.Go(func() { s.keep(j) })
+		default:
 			s.leaveJobLocked(l.job)
 		}
+	}
+}
+
+// keep is a job's user for a while.
+func (s *Store) keep(j *job) {
+	t := time.NewTimer(s.keepFor)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-s.ctx.Done():
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.leaveJobLocked(j)
+}
+
+// finished reports whether the layer was made.
+func (j *job) finished() bool {
+	select {
+	case <-j.done:
+		return j.err == nil
+	default:
+		return false
 	}
 }
 

@@ -164,18 +164,24 @@ func (s *Store) pull(ctx context.Context, p *pull, auth *registry.Auth) (Image, 
 	}
 	layers := distinct(r)
 	s.hold(session, layers)
-	defer s.release(layers)
 	p.layers.Store(&layers)
-	for _, l := range layers {
-		if err := l.wait(ctx); err != nil {
-			return Image{}, fmt.Errorf("pull %s: %w", p.ref, err)
-		}
-	}
-	img, err := s.commit(p.ref, r, layers)
+	img, err := s.finish(ctx, p.ref, r, layers)
+	// On a full disk nothing is kept for later.
+	s.release(layers, err != nil && !kind.Is(err, kind.Exhausted))
 	if err != nil {
 		return Image{}, fmt.Errorf("pull %s: %w", p.ref, err)
 	}
 	return img, nil
+}
+
+// finish waits for the layers and makes the image visible.
+func (s *Store) finish(ctx context.Context, ref registry.Reference, r *registry.Resolved, layers []*pulledLayer) (Image, error) {
+	for _, l := range layers {
+		if err := l.wait(ctx); err != nil {
+			return Image{}, err
+		}
+	}
+	return s.commit(ref, r, layers)
 }
 
 // distinct lists an image's layers once each, topmost first. A layer that

@@ -57,6 +57,7 @@ type Store struct {
 	pulls   map[string]*pull
 	mounts  map[string]*mountRecord
 	busy    map[string]chan struct{} // container ids with an operation under way
+	keepFor time.Duration            // how long a finished layer of a failed pull waits for the next try
 	names   uint64                   // for names in staging and trash
 	keepAll bool                     // a mount's layers are unknown: free none
 
@@ -80,6 +81,10 @@ type snapshot struct {
 	pullList []*pull
 }
 
+// keepFinished is long enough for the kubelet's first retries (after 10, 20 and
+// 40 seconds) and short enough to be no leak.
+const keepFinished = time.Minute
+
 const (
 	layersDir     = "layers"
 	stagingDir    = "staging"
@@ -100,7 +105,8 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		o.MaxLayersAtOnce = 3
 	}
 	s := &Store{
-		opts: o, limits: o.Limits.WithDefaults(), log: o.Log.WithField("part", "images"),
+		keepFor: keepFinished,
+		opts:    o, limits: o.Limits.WithDefaults(), log: o.Log.WithField("part", "images"),
 		images: map[string]*imageRecord{}, damaged: map[string]*imageRecord{}, layers: map[string]*layerState{},
 		jobs: map[string]*job{}, pulls: map[string]*pull{}, mounts: map[string]*mountRecord{}, busy: map[string]chan struct{}{},
 	}

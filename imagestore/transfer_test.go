@@ -328,3 +328,40 @@ func waitFor(t testing.TB, what string, ok func() bool) {
 }
 
 var _ = io.EOF
+
+// TestRetryKeepsLayers: the second try of a pull fetches only what the first
+// did not get.
+func TestRetryKeepsLayers(t *testing.T) {
+	good, bad := bigLayer(t, layerSize), must[testimage.Layer](t)(testimage.NewLayer(testimage.Gzip, testimage.Entry{Name: "x"}))
+	f := newFake(t)
+	f.add("v1", image(t, good, bad))
+	var fail atomic.Bool
+	fail.Store(true)
+	d := digest.FromBytes(good.Blob).Encoded()
+	var s *Store
+	f.before = func(w http.ResponseWriter, r *http.Request) bool {
+		if fail.Load() && strings.HasSuffix(r.URL.Path, digest.FromBytes(bad.Blob).Encoded()) {
+			waitFor(t, "the good layer", func() bool { p := s.Pulls(); return len(p) == 1 && p[0].Ready == 1 })
+			w.WriteHeader(404)
+			return true
+		}
+		return false
+	}
+	s = openWith(t, func(o *Options) { o.StallWindow = 20 * time.Second })
+	s.keepFor = 300 * time.Millisecond
+	ref := f.host() + "/a:v1"
+	for range 2 {
+		if _, err := s.Pull(context.Background(), ref, PullOptions{}); !kind.Is(err, kind.NotFound) {
+			t.Fatalf("first tries: %v", err)
+		}
+	}
+	clean(t, s)
+	if _, err := s.Pull(context.Background(), ref, PullOptions{}); !kind.Is(err, kind.NotFound) {
+		t.Fatalf("third try: %v", err)
+	}
+	fail.Store(false)
+	must[Image](t)(s.Pull(context.Background(), ref, PullOptions{}))
+	if n := len(f.asked(d)); n != 2 { // once before the layer was dropped and once after
+		t.Errorf("the good layer was fetched %d times", n)
+	}
+}

@@ -204,8 +204,8 @@ func (s *session) get(ctx context.Context, h *hostState, at *url.URL, home bool,
 		}
 	}
 	req.Header.Set("User-Agent", userAgent)
-	for _, a := range r.accept {
-		req.Header.Add("Accept", a)
+	if len(r.accept) > 0 {
+		req.Header.Set("Accept", strings.Join(r.accept, ", ")) // one line: some registries read only the first
 	}
 	if r.from > 0 {
 		req.Header.Set("Range", "bytes="+strconv.FormatInt(r.from, 10)+"-")

@@ -208,7 +208,8 @@ func worthRetry(err error) bool {
 	if errors.As(err, &status) {
 		return status.transient()
 	}
-	return errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) || isReset(err)
+	// HTTP/2 errors have no type outside the standard library.
+	return errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) || isReset(err) || strings.HasPrefix(err.Error(), "http2: ")
 }
 
 // pause waits before try n (from 1) of something, longer each time and never
