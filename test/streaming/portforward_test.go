@@ -12,22 +12,23 @@ import (
 	"testing"
 	"time"
 
-	"k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/transport/spdy"
+	"k8s.io/streaming/pkg/httpstream"
+	streamspdy "k8s.io/streaming/pkg/httpstream/spdy"
 )
 
 var dialers = map[string]func(t *testing.T, u *url.URL) httpstream.Dialer{
 	"SPDY": func(t *testing.T, u *url.URL) httpstream.Dialer {
-		transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{})
+		transport, err := streamspdy.NewRoundTripper(nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return spdy.NewDialer(upgrader, &http.Client{Transport: transport}, "POST", u)
+		return spdy.NewDialerForStreaming(spdy.NewUpgraderForStreaming(transport), &http.Client{Transport: transport}, "POST", u)
 	},
 	"WebSocket": func(t *testing.T, u *url.URL) httpstream.Dialer {
-		d, err := portforward.NewSPDYOverWebsocketDialer(u, &rest.Config{})
+		d, err := portforward.NewSPDYOverWebsocketDialerForStreaming(u, &rest.Config{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -62,7 +63,7 @@ func TestPortForward(t *testing.T) {
 				t.Fatal(err)
 			}
 			stop, ready, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
-			f, err := portforward.New(dialer(t, u), []string{"0:80", "0:81", "0:82"}, stop, ready, io.Discard, io.Discard)
+			f, err := portforward.NewForStreaming(dialer(t, u), []string{"0:80", "0:81", "0:82"}, stop, ready, io.Discard, io.Discard)
 			if err != nil {
 				t.Fatal(err)
 			}
