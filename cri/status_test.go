@@ -89,6 +89,9 @@ func TestEvents(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if _, err := events.Header(); err != nil { // sent once it is subscribed
+			t.Fatal(err)
+		}
 		return events.Recv
 	}
 	e.sandboxes.events = make(chan *api.ContainerEventResponse, 1)
