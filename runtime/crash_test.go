@@ -93,13 +93,13 @@ func (n *node) unread() []Exit {
 
 func TestKillShimUnderLoad(t *testing.T) {
 	n := newNode(t)
-	disturb(n, 250000, func(int) { n.killShim() })
+	disturb(n, 150000, func(int) { n.killShim() })
 }
 
 func TestUpgradeUnderLoad(t *testing.T) {
 	n := newNode(t)
 	pid := n.shimPid()
-	disturb(n, 250000, func(int) {
+	disturb(n, 150000, func(int) {
 		if err := n.UpgradeShim(n.ctx); err != nil {
 			t.Fatal(err)
 		}
@@ -209,7 +209,7 @@ func TestKillDaemonUnderLoad(t *testing.T) {
 // Both die in the same moment; files alone bring all back.
 func TestKillBothUnderLoad(t *testing.T) {
 	n := newNode(t)
-	disturb(n, 250000, func(round int) {
+	disturb(n, 150000, func(round int) {
 		pid := n.shimPid()
 		n.away(func() {
 			d := startDaemon(n)

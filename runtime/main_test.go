@@ -265,7 +265,8 @@ func readLog(t testing.TB, paths ...string) []logRecord {
 				t.Fatalf("malformed record %q in %s", line, p)
 			}
 			if _, err := time.Parse(time.RFC3339Nano, f[0]); err != nil {
-				t.Fatalf("malformed time: %v", err)
+				at := strings.Index(string(data), line)
+				t.Fatalf("malformed record at %d of %d: ...%q %q...", at, len(data), data[max(0, at-200):at], data[at:min(len(data), at+400)])
 			}
 			list = append(list, logRecord{f[0], f[1], f[2], f[3]})
 		}

@@ -2,7 +2,6 @@ package runtime
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -201,32 +200,18 @@ func (r *Runtime) ShimPid(ctx context.Context) (int, error) {
 	return rep.Pid, err
 }
 
-// UpgradeShim makes the shim re-execute itself as this process's binary,
-// keeping its pid, children and descriptors. Containers, their output, execs
+// UpgradeShim makes the shim re-execute itself as Options.ShimCommand, keeping its pid, children and descriptors. Containers, their output, execs
 // and attached clients do not notice. On failure the old shim goes on.
 func (r *Runtime) UpgradeShim(ctx context.Context) error {
-	// By descriptor: the path may lead to another file by now.
-	self, err := openFile(r.shimCommand[0], unix.O_PATH)
-	if errors.Is(err, unix.ELOOP) || err == nil && r.shimCommand[0] == "/proc/self/exe" {
-		if err == nil {
-			self.Close()
-		}
-		self, err = followSelf()
-	}
+	// By descriptor: the path may lead to another file by the time of the exec.
+	fd, err := unix.Open(r.shimCommand[0], unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open shim binary: %w", err)
 	}
-	defer self.Close()
-	_, err = r.call(ctx, request{Op: "upgrade", Args: r.shimCommand}, self)
+	binary := os.NewFile(uintptr(fd), "binary")
+	defer binary.Close()
+	_, err = r.call(ctx, request{Op: "upgrade", Args: r.shimCommand}, binary)
 	return err
-}
-
-func followSelf() (*os.File, error) {
-	fd, err := unix.Open("/proc/self/exe", unix.O_PATH|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), "/proc/self/exe"), nil
 }
 
 // file returns a copy of a kept descriptor, nil if there is none.

@@ -2,10 +2,13 @@ package runtime
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	rspec "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -154,5 +157,80 @@ func TestUpdate(t *testing.T) {
 	bad := "4000"
 	if err := n.Update(n.ctx, req, &rspec.LinuxResources{CPU: &rspec.LinuxCPU{Cpus: bad}}); err == nil {
 		t.Error("a bad cpuset was taken")
+	}
+}
+
+// evil is an OCI runtime that does what it is told instead.
+func (n *node) evil(script string) CreateRequest {
+	n.Helper()
+	req := n.shell("true")
+	req.Runtime.Path = filepath.Join(n.state, "evil")
+	if err := os.WriteFile(req.Runtime.Path, []byte("#!/bin/sh\n"+script), 0o755); err != nil {
+		n.Fatal(err)
+	}
+	return req
+}
+
+func TestBadRuntimes(t *testing.T) {
+	n := newNode(t)
+	for _, c := range []struct {
+		script, says string
+		kind         kind.Kind
+	}{
+		{"echo reason >&2; exit 1", "reason", kind.Aborted},
+		{"head -c 100000000 /dev/zero | tr '\\0' x >&2; exit 1", "xxx", kind.Aborted},
+		{"exit 0", "no pid", kind.Aborted},
+		{"kill -SEGV $$", "segmentation", kind.Aborted},
+		{"while test $1 != --log; do shift; done; echo '{\"level\":\"error\",\"msg\":\"from the log\"}' > $2; exit 1", "from the log", kind.Aborted},
+		{"sleep 79001 & sleep 79001", "", kind.Deadline},
+		{"exit 1; \x00", "", kind.Aborted},
+	} {
+		req := n.evil(c.script)
+		ctx, cancel := context.WithTimeout(n.ctx, 2*time.Second)
+		began := time.Now()
+		_, err := n.Create(ctx, req)
+		cancel()
+		if !kind.Is(err, c.kind) || !strings.Contains(err.Error(), c.says) || len(err.Error()) > 2*maxMessage {
+			t.Errorf("%q: %.200v", c.script, err)
+		}
+		if took := time.Since(began); took > 2300*time.Millisecond {
+			t.Errorf("%q took %v", c.script, took)
+		}
+		if err := n.Delete(n.ctx, req); err != nil {
+			t.Error("delete:", err)
+		}
+	}
+	eventually(t, "killed runtime", func() bool { return !running("sleep\x0079001") })
+}
+
+func TestFloors(t *testing.T) {
+	for _, c := range []struct {
+		name, version string
+		low           bool
+	}{
+		{"runc", "1.1.5+ds1", true}, {"runc", "1.3.5", true}, {"runc", "1.3.6", false}, {"runc", "1.4.2", true}, {"runc", "1.4.3", false},
+		{"runc", "1.5.0-rc.1", false}, {"runc", "1.5.2", false}, {"runc", "2.0.0", false}, {"crun", "1.8.1", true}, {"crun", "1.30.1", false},
+		{"crun", "1.31", false}, {"kata", "0.1.0", false}, {"runc", "unknown", false},
+	} {
+		if got := belowFloor(c.name, c.version); (got != "") != c.low {
+			t.Errorf("%s %s: %q", c.name, c.version, got)
+		}
+	}
+}
+
+func TestHandlers(t *testing.T) {
+	n := newNode(t)
+	info, err := n.Handler("")
+	if err != nil || !info.Usable || info.Version == "" {
+		t.Errorf("default handler: %+v, %v", info, err)
+	}
+	if _, err := n.Handler("other"); !kind.Is(err, kind.NotFound) {
+		t.Errorf("unknown handler: %v", err)
+	}
+	list := probeAll(n.ctx, []Handler{{Name: "absent", Path: "/nonexistent"}, {Name: "hangs", Path: "/bin/false"}})
+	for _, info := range list {
+		if info.Usable || info.Problem == "" {
+			t.Errorf("%+v", info)
+		}
 	}
 }

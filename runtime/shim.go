@@ -127,16 +127,24 @@ func newShim(opt shimOptions) (*shim, *inheritance, error) {
 // errOtherShim is returned by a shim that finds another one alive.
 var errOtherShim = errors.New("another shim serves this state folder")
 
+const lockLimit = 5 * time.Second
+
 func takeLock(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open shim lock: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		return nil, errOtherShim
+	// A shim that was killed holds it until its last thread is out of the
+	// kernel. There is no waiting for a lock with a limit.
+	for until := time.Now().Add(lockLimit); ; time.Sleep(5 * time.Millisecond) {
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			return f, nil
+		}
+		if time.Now().After(until) {
+			f.Close()
+			return nil, errOtherShim
+		}
 	}
-	return f, nil
 }
 
 // becomeParent makes orphans ours and this process hard to kill.

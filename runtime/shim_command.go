@@ -32,6 +32,9 @@ type command struct {
 	stdin   []byte
 	// stdio, if set, is what a created container's process inherits.
 	stdio []*os.File
+	// said, if set, is called once the command has ended, and returns what it
+	// wrote to stdio.
+	said func() string
 }
 
 // runtimeEnv is all of the environment that an OCI runtime gets.
@@ -68,6 +71,9 @@ func (s *shim) run(ctx context.Context, c command) error {
 	goruntime.LockOSThread()
 	err := cmd.Run()
 	goruntime.UnlockOSThread()
+	if c.said != nil {
+		io.WriteString(stderr, c.said())
+	}
 	switch {
 	case err == nil, errors.Is(err, exec.ErrWaitDelay):
 		return nil

@@ -225,7 +225,8 @@ func (c *container) runCreate(ctx context.Context, req CreateRequest, stdio *std
 	if req.Terminal {
 		args = append(args, "--console-socket", c.path("tty.sock"))
 	}
-	cmd := command{handler: req.Runtime, dir: c.dir, args: append(args, req.ID), stdio: stdio.child}
+	said := c.absorb()
+	cmd := command{handler: req.Runtime, dir: c.dir, args: append(args, req.ID), stdio: stdio.child, said: said.end}
 	if err := c.s.run(ctx, cmd); err != nil {
 		return err
 	}

@@ -56,11 +56,11 @@ func TestRenderSkip(t *testing.T) {
 
 // rig is a stream over a FIFO of which the test holds the other end.
 type rig struct {
-	dir, path string
-	table     *Table
-	log       *Log
-	w         *os.File
-	warned    int
+	dir, path, spool string
+	table            *Table
+	log              *Log
+	w                *os.File
+	warned           int
 }
 
 func newRig(t testing.TB) *rig {
@@ -70,7 +70,7 @@ func newRig(t testing.TB) *rig {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	r := &rig{dir: dir, path: filepath.Join(t.TempDir(), "log")}
+	r := &rig{dir: dir, path: filepath.Join(t.TempDir(), "log"), spool: filepath.Join(dir, "spool")}
 	if r.table, err = OpenTable(filepath.Join(dir, "table")); err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +99,7 @@ func (r *rig) open(t testing.TB) *Stream {
 		t.Fatal(err)
 	}
 	s, err := Open(Config{
-		Name: "stdout", Src: os.NewFile(uintptr(fd), "fifo"), Spool: filepath.Join(r.dir, "spool"),
+		Name: "stdout", Src: os.NewFile(uintptr(fd), "fifo"), Spool: r.spool,
 		Table: r.table, Entry: 0, Log: log, Pool: NewPool(), Warn: func(error) { r.warned++ },
 	})
 	if err != nil {
@@ -161,6 +161,37 @@ func TestRecover(t *testing.T) {
 		}
 		go s.Run()
 		s.Close()
+	}
+}
+
+// A record that was being written is completed before another stream of the
+// same log appends.
+func TestRecoverOrder(t *testing.T) {
+	r := newRig(t)
+	whole := rendered("stderr", "broken off\n", 0)
+	os.WriteFile(r.path, []byte(whole[:20]), 0o640)
+	os.WriteFile(r.spool, []byte("waits\n"), 0o600)
+	os.WriteFile(r.spool+"2", []byte("broken off\n"), 0o600)
+	var st unix.Stat_t
+	unix.Stat(r.path, &st)
+	e := r.table.at(1)
+	e.offset, e.stamp, e.dev, e.ino = 0, stamp, st.Dev, st.Ino
+	e.phase.Store(phaseWriting)
+	first := r.open(t)
+	null, _ := os.Open(os.DevNull)
+	second, err := Open(Config{
+		Name: "stderr", Src: null, Spool: r.spool + "2", Table: r.table, Entry: 1, Log: r.log, Pool: NewPool(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	go first.Run()
+	go second.Run()
+	r.drain(t, first)
+	first.Close()
+	second.Close()
+	if got := r.content(t); !strings.HasPrefix(got, whole) || !strings.HasSuffix(got, "F waits\n") {
+		t.Errorf("log %q", got)
 	}
 }
 
@@ -255,6 +286,35 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
+// A full state folder costs the safety of a read, not output.
+func TestFullSpool(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	r := newRig(t)
+	small := t.TempDir()
+	if err := unix.Mount("tmpfs", small, "tmpfs", 0, "size=64k"); err != nil {
+		t.Skip("cannot mount:", err)
+	}
+	defer unix.Unmount(small, unix.MNT_DETACH)
+	r.spool = filepath.Join(small, "spool")
+	s := r.open(t)
+	if err := os.WriteFile(filepath.Join(small, "other"), make([]byte, 64<<10), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	go s.Run()
+	want := strings.Repeat("0123456789\n", 30000)
+	r.w.WriteString(want)
+	r.drain(t, s)
+	os.Remove(filepath.Join(small, "other"))
+	r.w.WriteString("again\n")
+	r.drain(t, s)
+	s.Close()
+	if got := joined(t, r.content(t)); got != want+"again\n" {
+		t.Errorf("%d bytes, want %d", len(got), len(want)+6)
+	}
+}
+
 // What goes in comes out, whatever the sizes of writes.
 func TestStreamExact(t *testing.T) {
 	r := newRig(t)
@@ -274,8 +334,16 @@ func TestStreamExact(t *testing.T) {
 	}
 	r.drain(t, s)
 	s.Close()
-	var got bytes.Buffer
-	for line := range strings.Lines(r.content(t)) {
+	if joined(t, r.content(t)) != want.String() {
+		t.Error("the output differs")
+	}
+}
+
+// joined is what a log reader makes of records.
+func joined(t *testing.T, log string) string {
+	t.Helper()
+	var got strings.Builder
+	for line := range strings.Lines(log) {
 		f := strings.SplitN(line, " ", 4)
 		if len(f[3]) > maxRecord+1 {
 			t.Fatalf("a record of %d bytes", len(f[3]))
@@ -284,9 +352,7 @@ func TestStreamExact(t *testing.T) {
 			got.WriteByte('\n')
 		}
 	}
-	if !bytes.Equal(got.Bytes(), want.Bytes()) {
-		t.Error("the output differs")
-	}
+	return got.String()
 }
 
 func BenchmarkStream(b *testing.B) {

@@ -68,8 +68,10 @@ type Config struct {
 	Warn       func(error) // told of output that could not be logged
 }
 
-// Open finishes what an earlier process began and returns the stream, which
-// takes over Src. Run must be called.
+// Open completes the record that an earlier process was writing and returns
+// the stream, which takes over Src. Run must be called; not before all streams
+// of the same log are open, since that record must be completed before another
+// is appended.
 func Open(c Config) (*Stream, error) {
 	spool, err := unix.Open(c.Spool, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
@@ -79,6 +81,7 @@ func Open(c Config) (*Stream, error) {
 		name: c.Name, src: c.Src, spool: spool, entry: c.Table.at(c.Entry), log: c.Log, pool: c.Pool, warn: c.Warn,
 		ended: make(chan struct{}),
 	}
+	s.busy.Store(true) // until Run has found nothing to do
 	if c.Terminal {
 		s.via = &pipe{int(c.ViaR.Fd()), int(c.ViaW.Fd())}
 	}
@@ -90,20 +93,17 @@ func Open(c Config) (*Stream, error) {
 }
 
 func (s *Stream) recover() error {
-	var st unix.Stat_t
-	if err := unix.Fstat(s.spool, &st); err != nil {
-		return fmt.Errorf("stat spool: %w", err)
+	n, err := s.spooled()
+	if err != nil {
+		return err
 	}
-	b := s.pool.get()
-	defer s.pool.put(b)
 	switch s.entry.phase.Load() {
 	case phaseIdle:
-		if st.Size == 0 {
-			return nil
-		}
-		return s.chunk(b, int(st.Size))
+		return nil // Run begins with what is there
 	case phaseWriting:
-		data, err := s.load(b, int(st.Size))
+		b := s.pool.get()
+		defer s.pool.put(b)
+		data, err := s.load(b, n)
 		if err != nil {
 			return err
 		}
@@ -116,6 +116,25 @@ func (s *Stream) recover() error {
 	return s.clear()
 }
 
+func (s *Stream) spooled() (int, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(s.spool, &st); err != nil {
+		return 0, fmt.Errorf("stat spool: %w", err)
+	}
+	return int(st.Size), nil
+}
+
+// takeOver logs what an earlier process had taken and not begun to write.
+func (s *Stream) takeOver() error {
+	n, err := s.spooled()
+	if err != nil || n == 0 {
+		return err
+	}
+	b := s.pool.get()
+	defer s.pool.put(b)
+	return s.chunk(b, n)
+}
+
 // Run copies until the end of the output or Close. Errors of the log are told
 // to Warn and do not end it.
 func (s *Stream) Run() error {
@@ -124,18 +143,25 @@ func (s *Stream) Run() error {
 	if err != nil {
 		return fmt.Errorf("poll %s: %w", s.name, err)
 	}
+	if err := s.takeOver(); err != nil {
+		return err
+	}
 	for {
 		n, err := s.take(rc)
 		if err == errPaused {
 			<-s.pool.resumed()
 			continue
 		}
-		if err != nil || n == 0 {
+		if err != errNoSpool && (err != nil || n == 0) {
 			s.settle()
 			return err
 		}
 		b := s.pool.get()
-		err = s.chunk(b, n)
+		if err == errNoSpool {
+			err = s.unsafe(b, rc)
+		} else {
+			err = s.chunk(b, n)
+		}
 		s.pool.put(b)
 		s.pool.leave()
 		if err != nil {
@@ -144,15 +170,19 @@ func (s *Stream) Run() error {
 	}
 }
 
-var errPaused = errors.New("paused")
+var (
+	errPaused  = errors.New("paused")
+	errNoSpool = errors.New("no room in the spool")
+)
 
-type rawReader interface {
+type rawConn interface {
 	Read(func(fd uintptr) bool) error
+	Control(func(fd uintptr)) error
 }
 
 // take waits for output without holding a buffer and moves it to the spool.
-// It returns with the pool entered if n > 0.
-func (s *Stream) take(rc rawReader) (n int, err error) {
+// It returns with the pool entered if n > 0 or the error is errNoSpool.
+func (s *Stream) take(rc rawConn) (n int, err error) {
 	waitErr := rc.Read(func(fd uintptr) bool {
 		if !s.pool.enter() {
 			err = errPaused
@@ -163,6 +193,10 @@ func (s *Stream) take(rc rawReader) (n int, err error) {
 		if err == nil && n > 0 {
 			return true
 		}
+		if err == unix.ENOSPC || err == unix.EDQUOT || err == unix.EIO && s.via == nil {
+			err = errNoSpool
+			return true
+		}
 		s.pool.leave()
 		if err == unix.EAGAIN {
 			s.settle()
@@ -171,7 +205,7 @@ func (s *Stream) take(rc rawReader) (n int, err error) {
 		return true
 	})
 	switch {
-	case err == errPaused:
+	case err == errPaused || err == errNoSpool:
 		return 0, err
 	case waitErr != nil:
 		return 0, nil // closed
@@ -224,6 +258,27 @@ func (s *Stream) chunk(b *buffer, n int) error {
 		}
 	} else {
 		s.entry.phase.Store(phaseDone)
+	}
+	s.feed(data)
+	return s.clear()
+}
+
+// unsafe logs one read without the spool, whose file system is full: a death
+// of this process loses it, but the container runs on.
+func (s *Stream) unsafe(b *buffer, rc rawConn) error {
+	n, err := 0, error(nil)
+	from := func(fd uintptr) { n, err = unix.Read(int(fd), b.in) }
+	if s.via != nil {
+		from = func(uintptr) { n, err = unix.Read(s.via.r, b.in) }
+	}
+	if ctlErr := rc.Control(from); ctlErr != nil || err != nil || n <= 0 {
+		return nil // closed, or interrupted; the next take finds out
+	}
+	data := b.in[:n]
+	if s.log != nil {
+		if err := s.log.append(s.entry, &b.render, time.Now().UnixNano(), s.name, data); err != nil {
+			s.warn(err)
+		}
 	}
 	s.feed(data)
 	return s.clear()
