@@ -73,6 +73,9 @@ func TestMatchesRuntime(t *testing.T) {
 			s.Process.User.Umask = &umask
 			s.Linux.Namespaces = append(withoutCgroupNamespace(s), rspec.LinuxNamespace{Type: rspec.CgroupNamespace})
 		}},
+		{"first process of a user", func(s *rspec.Spec) {
+			s.Process.User.UID, s.Process.User.GID, s.Process.Rlimits = 1000, 1000, nil
+		}},
 		{"host network and pid", func(s *rspec.Spec) {
 			s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(n rspec.LinuxNamespace) bool {
 				return n.Type == rspec.PIDNamespace || n.Type == rspec.NetworkNamespace
