@@ -1,9 +1,11 @@
 package cni
 
 import (
+	"bytes"
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"noded.dev/noded/cni/internal/nettest"
+	"noded.dev/noded/internal/namespace"
 )
 
 const crashEnv = "NODED_CNI_CRASH"
@@ -34,37 +37,53 @@ func TestCrashChild(t *testing.T) {
 	}
 }
 
+func veths(t *testing.T) (names []string) {
+	links, err := netlink.LinkList()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range links {
+		if l.Type() == "veth" {
+			names = append(names, l.Attrs().Name)
+		}
+	}
+	return names
+}
+
 func TestCrash(t *testing.T) {
 	nettest.NeedRoot(t)
 	n := newNode(t)
 	n.conf(t, "10.conflist", n.bridged("cnicrash0", 80))
-	ns := nettest.Pod(t)
 	found := 0
 	for range 8 {
+		ns := nettest.Pod(t)
 		child := exec.Command("/proc/self/exe", "-test.run=^TestCrashChild$")
 		child.Env = append(os.Environ(), crashEnv+"="+strings.Join([]string{n.ConfDir, n.CacheDir, ns}, ","))
+		var output bytes.Buffer
+		child.Stdout = &output
 		if err := child.Start(); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Duration(50+rand.IntN(300)) * time.Millisecond) // anywhere in its work
 		child.Process.Kill()
 		if err := child.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
-			t.Fatalf("child ended by itself: %v", err)
+			t.Fatalf("child ended by itself: %v: %s", err, &output)
 		}
 		found += len(n.leases(t))
 		nets := n.open(t)
 		if err := nets.GC(t.Context(), nil); err != nil {
 			t.Fatal(err)
 		}
-		left := append(n.leases(t), n.cached(t)...)
-		links, err := netlink.LinkList()
-		if err != nil {
+		if err := namespace.Remove(filepath.Dir(ns)); err != nil {
 			t.Fatal(err)
 		}
-		for _, l := range links {
-			if l.Type() == "veth" {
-				left = append(left, l.Attrs().Name)
+		left := append(n.leases(t), n.cached(t)...)
+		for i := 0; len(veths(t)) > 0; i++ { // the kernel takes a namespace apart in a worker
+			if i == 200 {
+				left = append(left, veths(t)...)
+				break
 			}
+			time.Sleep(10 * time.Millisecond)
 		}
 		rules, err := exec.Command("iptables-save", "-t", "nat").CombinedOutput()
 		if err != nil {

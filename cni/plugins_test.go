@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"noded.dev/noded/cni/internal/nettest"
 	"noded.dev/noded/internal/kind"
 )
@@ -89,6 +91,23 @@ func TestDelWithoutConfigurationAndNamespace(t *testing.T) {
 	}
 }
 
+// TestGoneNamespaceIsNotNamed: plugins must not be sent to a file where no
+// namespace is any more.
+func TestGoneNamespaceIsNotNamed(t *testing.T) {
+	nettest.NeedRoot(t)
+	n := newNode(t)
+	n.plugin(t, "fake", `[ "$CNI_COMMAND" = DEL ] && [ -n "$CNI_NETNS" ] && exit 1
+[ "$CNI_COMMAND" = ADD ] && echo '{"cniVersion":"1.0.0","ips":[{"address":"10.1.2.3/24"}]}'; exit 0`)
+	n.conf(t, "10.conf", `{"cniVersion":"1.0.0","name":"n","type":"fake"}`)
+	nets := n.open(t)
+	p := pod("p", nettest.Pod(t))
+	mustAdd(t, nets, p)
+	if err := unix.Unmount(p.NetNS, unix.MNT_DETACH); err != nil {
+		t.Fatal(err)
+	}
+	mustDel(t, nets, p)
+}
+
 func TestMissingPluginKeepsTheDebt(t *testing.T) {
 	nettest.NeedRoot(t)
 	n := newNode(t)
@@ -129,7 +148,7 @@ func TestBadPlugins(t *testing.T) {
 		{"null", `echo null`, kind.Aborted, "no address"},
 		{"no address", `echo '{"cniVersion":"1.0.0"}'`, kind.Aborted, "no address"},
 		{"talks too much", `[ $CNI_COMMAND = ADD ] && exec head -c 10000000 /dev/zero; exit 0`, kind.Aborted, "1048576"},
-		{"hangs", `[ $CNI_COMMAND = ADD ] && { sleep 60 & sleep 60; }; exit 0`, kind.Deadline, "fake"},
+		{"hangs", `[ $CNI_COMMAND = ADD ] && { sleep 60 & echo $! > "$(dirname "$0")/child"; sleep 60; }; exit 0`, kind.Deadline, "fake"},
 		{"hangs and holds its output", `[ $CNI_COMMAND = ADD ] && { setsid sleep 3 & sleep 60; }; exit 0`, kind.Deadline, "fake"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -147,6 +166,9 @@ func TestBadPlugins(t *testing.T) {
 			}
 			if took := time.Since(begin); took > 2*time.Second {
 				t.Errorf("took %v with a deadline of 0.5 s", took)
+			}
+			if child, err := os.ReadFile(filepath.Join(n.BinDirs[0], "child")); err == nil {
+				waitGone(t, strings.TrimSpace(string(child)))
 			}
 			mustDel(t, nets, p)
 			if left := n.cached(t); len(left) > 0 {
@@ -239,4 +261,18 @@ func TestReload(t *testing.T) {
 			t.Errorf("%s: uses %q and is ready: %v; want %q, %v", c.name, current(), nets.Ready(), c.uses, c.ready)
 		}
 	}
+}
+
+// waitGone waits for the end of a process that is not this one's child, which
+// has no event.
+func waitGone(t *testing.T, pid string) {
+	t.Helper()
+	for range 100 {
+		stat, err := os.ReadFile("/proc/" + pid + "/stat")
+		if err != nil || strings.Contains(string(stat), ") Z ") {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Errorf("process %s, which the plugin started, is still there", pid)
 }
