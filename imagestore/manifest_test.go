@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -293,5 +292,4 @@ func TestHostsFiles(t *testing.T) {
 			t.Errorf("%q: %v", bad, err)
 		}
 	}
-	_ = os.Remove
 }

@@ -159,7 +159,7 @@ func (u *unpacker) rootEntry(h *tar.Header, a attributes) error {
 func (u *unpacker) create(tr *tar.Reader, h *tar.Header, name string, a attributes) error {
 	base := path.Base(name)
 	switch h.Typeflag {
-	case tar.TypeReg, tar.TypeRegA, tar.TypeGNUSparse, tar.TypeCont:
+	case tar.TypeReg, tar.TypeGNUSparse, tar.TypeCont:
 		return u.file(tr, h.Size, base, a)
 	case tar.TypeDir:
 		return u.dir(base, a)
