@@ -69,7 +69,7 @@ func run(m *testing.M) (code int, err error) {
 		fmt.Printf("end of the daemon's log:\n%s\n", shared.LogTail())
 	}
 	if closed := shared.Close(); closed != nil {
-		return 1, fmt.Errorf("close the node: %w", closed)
+		return 1, errors.Join(err, fmt.Errorf("close the node: %w", closed))
 	}
 	return code, err
 }

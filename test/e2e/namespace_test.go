@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -87,7 +88,7 @@ func TestSharedPIDReaps(t *testing.T) {
 	a := p.Run(t, "sleep 1000")
 	p.Output(t, "(sleep 0.2 & exit) ; exit")
 	// The end of an orphan in another container is no event here.
-	node.Eventually(t, "no zombie is left", 5e9, func() bool {
+	node.Eventually(t, "no zombie is left", 5*time.Second, func() bool {
 		return a.Shell(t, "cat /proc/[0-9]*/stat | awk '$3==\"Z\"' | wc -l") == "0\n"
 	})
 	if s := a.Status(t); s.State != cri.ContainerState_CONTAINER_RUNNING {

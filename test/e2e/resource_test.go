@@ -69,7 +69,7 @@ func TestOOMScore(t *testing.T) {
 func TestStats(t *testing.T) {
 	n := start(t)
 	p := n.RunPod(t)
-	c := p.Run(t, "head -c 3000000 /dev/urandom >/file; x=$(head -c 4000000 /dev/zero | tr '\\0' x); sleep 1000")
+	c := p.Run(t, "head -c 3000000 /dev/urandom >/file; x=$(head -c 4000000 /dev/zero | tr '\\0' x); sleep 1000; echo $x")
 	p.Run(t, "sleep 1000")
 	ctx, cancel := node.Context()
 	defer cancel()

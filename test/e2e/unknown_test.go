@@ -157,7 +157,7 @@ func TestRefused(t *testing.T) {
 		"target of nothing": {func(c *cri.ContainerConfig) {
 			namespaces(c).Pid = cri.NamespaceMode_TARGET
 			namespaces(c).TargetId = "nothing"
-		}, codes.InvalidArgument},
+		}, codes.FailedPrecondition},
 	} {
 		t.Run("container "+name, func(t *testing.T) {
 			config := node.ContainerConfig("refused", "true")

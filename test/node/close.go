@@ -129,8 +129,8 @@ func end(pid int) error {
 func (n *Node) scrub() error {
 	var errs []error
 	for _, point := range mountsBelow(n.Dir) {
-		// The folders themselves may be mounts that live as long as the node.
-		if point != n.Root && point != n.State {
+		// Folders that hold pods' namespaces may be mounts that live as long as the node.
+		if point != n.Root && point != n.State && point != filepath.Join(n.State, "ns") {
 			errs = append(errs, fmt.Errorf("mount left behind: %s", point))
 		}
 		errs = append(errs, unix.Unmount(point, unix.MNT_DETACH))

@@ -34,14 +34,17 @@ func (m mount) belongs(scope Scope) bool {
 
 // addMounts lists the mounts of every mount namespace once. A mount of ours in
 // a stranger's namespace keeps a file system alive just as one of the host's
-// does; but strangers' namespaces come and go, so only growth counts there.
+// does; but strangers' namespaces come and go with copies of what is mounted
+// here, so there only counts what is not mounted here any more.
 func (s *Snapshot) addMounts(procs []process, scope Scope) error {
 	own, err := os.Readlink("/proc/self/ns/mnt")
 	if err != nil {
 		return err
 	}
 	seen := map[string]bool{own: true, "": true}
+	here := map[string]bool{}
 	for _, m := range readMounts("self") {
+		here[m.point] = true
 		if m.belongs(scope) {
 			s.fixed("mount %s (%s from %s)", m.point, m.fstype, m.sourceAndRoot())
 		}
@@ -52,8 +55,8 @@ func (s *Snapshot) addMounts(procs []process, scope Scope) error {
 		}
 		seen[p.mountNS] = true
 		for _, m := range readMounts(fmt.Sprint(p.pid)) {
-			if m.belongs(scope) {
-				s.passing("mount in %s, namespace of %s %d: %s (%s from %s)", p.mountNS, p.name, p.pid, m.point, m.fstype, m.sourceAndRoot())
+			if m.belongs(scope) && !here[m.point] {
+				s.passing("mount in %s: %s (%s from %s)", p.mountNS, m.point, m.fstype, m.sourceAndRoot())
 			}
 		}
 	}

@@ -28,6 +28,9 @@ type Scope struct {
 	Ignore []string
 	// Cgroups are path prefixes below each hierarchy's mount: "/kubepods".
 	Cgroups []string
+	// Bystanders are containers that stay: processes whose cgroup's path contains
+	// one of these ids may come and go.
+	Bystanders []string
 	// Env marks processes by an entry of their environment: "NAME=value".
 	Env string
 	// Links are name prefixes of network devices; what is attached to such a
@@ -38,6 +41,9 @@ type Scope struct {
 	// Roles are processes whose descriptors, threads and children are counted,
 	// by what they do: "daemon", "shim". Their pids may change between snapshots.
 	Roles func() map[string]int
+	// Restarts says that processes with a role are ended and started meanwhile,
+	// so that what they hold open tells nothing.
+	Restarts bool
 }
 
 func (s Scope) all() bool {
@@ -108,7 +114,9 @@ func Take(scope Scope) (*Snapshot, error) {
 	}
 	mine := ownProcesses(procs, scope)
 	s.addProcesses(mine, scope)
-	s.addDescriptors(scope.roles())
+	if !scope.Restarts {
+		s.addDescriptors(scope.roles())
+	}
 	return s, errors.Join(
 		s.addMounts(procs, scope),
 		s.addNamespaces(mine, scope),

@@ -77,7 +77,7 @@ func ownProcesses(list []process, scope Scope) []process {
 	}
 	var own []process
 	for _, p := range list {
-		if !skip[p.pid] && (scope.all() || parents[p.parent] || p.belongs(scope)) {
+		if !skip[p.pid] && !contains(strings.Join(p.cgroups, " "), scope.Bystanders) && (scope.all() || parents[p.parent] || p.belongs(scope)) {
 			own = append(own, p)
 		}
 	}
