@@ -206,17 +206,73 @@ func TestKillDaemonUnderLoad(t *testing.T) {
 	}
 }
 
-// Both die in the same moment; files alone bring all back.
+// Both die in the same moment; files alone bring all back. The container ends
+// when somebody is there to see it: its status is lost otherwise.
 func TestKillBothUnderLoad(t *testing.T) {
 	n := newNode(t)
-	disturb(n, 150000, func(round int) {
+	const lines = 150000
+	script := strings.ReplaceAll(fmt.Sprintf(counter, lines), "exit 42", "echo > /tmp/counted; while test ! -e /tmp/end; do sleep 0.02; done; exit 42")
+	req := n.shell(script)
+	tmp := filepath.Join(req.Bundle, "rootfs/tmp")
+	p := n.run(req)
+	rounds := 0
+	for ; ; rounds++ {
 		pid := n.shimPid()
 		n.away(func() {
 			d := startDaemon(n)
 			unix.Kill(pid, unix.SIGKILL)
 			d.kill()
 		})
-	})
+		if _, err := os.Stat(filepath.Join(tmp, "counted")); err == nil {
+			break
+		}
+		time.Sleep(time.Duration(1+rounds*7%23) * time.Millisecond)
+	}
+	t.Logf("%d rounds", rounds)
+	if !alive(p) {
+		t.Fatal("the container ended")
+	}
+	os.WriteFile(filepath.Join(tmp, "end"), nil, 0o600)
+	if e := n.exit(req.ID); e.Code != 42 || e.Lost {
+		t.Errorf("exit %+v, want 42", e)
+	}
+	checkNumbers(t, text(readLog(t, req.LogPath), "stdout"), lines)
+}
+
+// Calls that come while the shim re-executes itself wait.
+func TestCallsDuringUpgrade(t *testing.T) {
+	n := newNode(t)
+	req := n.shell("sleep 1000")
+	n.run(req)
+	stop := make(chan struct{})
+	done := make(chan int)
+	go func() {
+		count := 0
+		for {
+			select {
+			case <-stop:
+				done <- count
+				return
+			default:
+			}
+			if code, err := n.Exec(n.ctx, ExecRequest{ID: req.ID, Args: []string{"true"}}); err != nil || code != 0 {
+				t.Errorf("exec: %d, %v", code, err)
+			}
+			if err := n.ReopenLog(n.ctx, req.ID); err != nil {
+				t.Error("reopen:", err)
+			}
+			count++
+		}
+	}()
+	for range 30 {
+		if err := n.UpgradeShim(n.ctx); err != nil {
+			t.Error(err)
+		}
+	}
+	close(stop)
+	if count := <-done; count < 5 {
+		t.Errorf("only %d calls", count)
+	}
 }
 
 func TestExitWhileAway(t *testing.T) {

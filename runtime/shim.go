@@ -40,7 +40,8 @@ type shim struct {
 	watchers   map[*watcher]struct{}
 	sessions   map[*session]struct{}
 	draining   bool // re-executing: no new calls
-	calls      int  // requests under way, without sessions
+	parked     bool // nothing is accepted
+	calls      int  // connections whose request is not answered yet
 	callEnded  chan struct{}
 	undrained  chan struct{} // closed when an upgrade failed
 	work       sync.WaitGroup
@@ -203,36 +204,57 @@ func (s *shim) serve(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			s.park() // what comes meanwhile waits in the socket's queue
+			continue
+		}
 		if err != nil {
 			// Out of descriptors, for example. There is no event for their return.
 			s.log.WithError(err).Warn("accept")
 			time.Sleep(100 * time.Millisecond)
 			continue
 		}
+		s.mu.Lock()
+		s.calls++
+		s.mu.Unlock()
 		go s.connection(ctx, c)
 	}
 }
 
+// park stops accepting until an upgrade has failed.
+func (s *shim) park() {
+	s.mu.Lock()
+	s.parked = true
+	undrained := s.undrained
+	s.mu.Unlock()
+	s.wake()
+	<-undrained
+}
+
 func (s *shim) connection(ctx context.Context, c *net.UnixConn) {
 	defer c.Close()
-	uid, err := wire.PeerUID(c)
-	if err != nil || uid != uint32(os.Geteuid()) {
-		s.log.WithField("uid", uid).Warn("refused a connection of another user")
-		return
-	}
-	c.SetReadDeadline(time.Now().Add(10 * time.Second))
-	var req request
-	files, err := wire.Read(c, &req)
+	req, files, err := s.receive(c)
 	if err != nil {
-		return // a peer that went away
-	}
-	c.SetReadDeadline(time.Time{})
-	if !s.begin() {
-		wire.CloseAll(files)
-		wire.Write(c, reply{V: protocolVersion, Error: toWire(errUpgrading)})
-		return
+		s.end()
+		return // a peer that went away or has no business here
 	}
 	s.dispatch(ctx, c, req, files)
+}
+
+func (s *shim) receive(c *net.UnixConn) (request, []*os.File, error) {
+	var req request
+	uid, err := wire.PeerUID(c)
+	if err == nil && uid != uint32(os.Geteuid()) {
+		err = kind.Errorf(kind.PermissionDenied, "refused a connection of user %d", uid)
+	}
+	if err != nil {
+		s.log.WithError(err).Warn("connection")
+		return req, nil, err
+	}
+	c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	files, err := wire.Read(c, &req)
+	c.SetReadDeadline(time.Time{})
+	return req, files, err
 }
 
 var errUpgrading = kind.Errorf(kind.Unavailable, "the shim is re-executing itself")
@@ -263,6 +285,11 @@ func (s *shim) end() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.calls--
+	s.wake()
+}
+
+// wake lets quiet look again.
+func (s *shim) wake() {
 	select {
 	case s.callEnded <- struct{}{}:
 	default:
@@ -283,7 +310,7 @@ func (s *shim) dispatch(ctx context.Context, c *net.UnixConn, req request, files
 		s.attachCall(ctx, c, req, files)
 		return
 	case "upgrade":
-		s.end() // it waits for the others
+		s.end() // or it would wait for itself
 		err := s.upgrade(ctx, c, req, files)
 		wire.CloseAll(files)
 		wire.Write(c, reply{V: protocolVersion, Error: toWire(err)})

@@ -13,7 +13,7 @@ import (
 // startDirect starts a process without the OCI runtime; errUnsupported if the
 // container's settings need it.
 func (s *shim) startDirect(id string, e execSpec) (execProcess, error) {
-	if s.cgroups == nil {
+	if s.cgroups == nil || e.cgroup == "" {
 		return execProcess{}, errUnsupported
 	}
 	p, err := nsexec.Start(nsexec.Request{

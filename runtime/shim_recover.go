@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -28,7 +29,7 @@ func (s *shim) recover(in *inheritance) error {
 			continue
 		}
 		if err := s.adopt(d.Name(), in.take(d.Name())); err != nil {
-			s.log.WithError(err).WithField("container", d.Name()).Error("container cannot be taken over")
+			s.log.WithError(err).WithField("container", d.Name()).Error("container is not taken over whole")
 		}
 	}
 	s.resumeSessions(in) // before any output moves, or attached clients miss it
@@ -54,18 +55,18 @@ func (s *shim) adopt(id string, files map[string]*os.File) error {
 		}
 		return err
 	}
+	// The process first: whatever else fails, its end must be seen.
+	err = c.reopenFiles()
 	for _, e := range c.record.Entries {
-		if err := s.table.Claim(e); err != nil {
-			return err
-		}
+		err = errors.Join(err, s.table.Claim(e))
 	}
-	if err := c.reopenFiles(); err != nil {
-		return err
+	if err == nil {
+		err = c.openLog()
 	}
-	if err := c.openLog(); err != nil {
-		s.log.WithError(err).WithField("container", id).Error("container goes on without its log")
+	if err == nil {
+		err = c.adoptStreams()
 	}
-	return c.adoptStreams()
+	return err
 }
 
 func (c *container) reopenFiles() error {

@@ -165,6 +165,7 @@ func (s *shim) upgrade(ctx context.Context, conn *net.UnixConn, req request, fil
 	s.draining = true
 	s.mu.Unlock()
 	defer s.undrain()
+	s.socket.SetDeadline(time.Unix(1, 0))
 	ctx, cancel := context.WithTimeout(ctx, quietLimit)
 	defer cancel()
 	if err := s.quiet(ctx); err != nil {
@@ -184,9 +185,9 @@ func (s *shim) upgrade(ctx context.Context, conn *net.UnixConn, req request, fil
 func (s *shim) quiet(ctx context.Context) error {
 	for {
 		s.mu.Lock()
-		calls := s.calls
+		calls, parked := s.calls, s.parked
 		s.mu.Unlock()
-		if calls == 0 {
+		if calls == 0 && parked {
 			return nil
 		}
 		select {
@@ -200,7 +201,8 @@ func (s *shim) quiet(ctx context.Context) error {
 func (s *shim) undrain() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.draining = false
+	s.socket.SetDeadline(time.Time{})
+	s.draining, s.parked = false, false
 	close(s.undrained)
 	s.undrained = make(chan struct{})
 }

@@ -39,7 +39,7 @@ func (r *Runtime) supervise(ctx context.Context, conn *net.UnixConn) {
 				return
 			}
 			r.log.WithError(err).Warn("connection to the shim ended")
-			r.reapOrphans(ctx)
+			r.reapOrphans(ctx, true)
 			if time.Since(began) > maxBackoff {
 				backoff = minBackoff
 			}
@@ -107,6 +107,7 @@ func (r *Runtime) follow(ctx context.Context, c *net.UnixConn) error {
 		if ev.Synced {
 			r.dropUnknown(known)
 			known = nil
+			r.reapOrphans(ctx, false)
 			r.setLink(true)
 		}
 	}
@@ -237,15 +238,17 @@ func (r *Runtime) handOver(ctx context.Context, c *net.UnixConn) error {
 	return err
 }
 
-// reapOrphans waits for the containers in the store, whose parent this process
-// becomes when it started the shim that died. Those of another parent are left
-// to the kernel's own record (package pidfd).
-func (r *Runtime) reapOrphans(ctx context.Context) {
+// reapOrphans waits for the containers whose parent this process has become,
+// because it started the shim that died. Those of another parent are left to
+// that and to the kernel's own record (package pidfd). The kernel closes a dying
+// shim's connections before it gives its children away: all says that they may
+// still become ours.
+func (r *Runtime) reapOrphans(ctx context.Context, all bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for name, f := range r.files {
 		id, ok := strings.CutSuffix(name, "/"+filePidfd)
-		if !ok || r.reaping[id] {
+		if !ok || r.reaping[id] || !all && !pidfd.IsChild(f) {
 			continue
 		}
 		d, err := dup(f) // a later shim replaces the one in the store

@@ -90,6 +90,13 @@ func Code(f *os.File) (int, error) {
 	return code, err
 }
 
+// IsChild reports whether the process is this one's child, living or not yet
+// collected.
+func IsChild(f *os.File) bool {
+	err := control(f, func(fd int) error { _, err := wait(fd, unix.WNOWAIT); return err })
+	return err == nil || errors.Is(err, ErrPending)
+}
+
 // Reap collects the status of an own child that has ended; unix.ECHILD if it
 // is not ours (any more).
 func Reap(f *os.File) (int, error) {
