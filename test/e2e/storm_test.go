@@ -123,6 +123,7 @@ func patient(n *node.Node, config *cri.PodSandboxConfig, i int) error {
 		{"remove pod", func() error { return p.Remove() }},
 	} {
 		if err := repeat(step.do); err != nil {
+			repeat(p.Remove) // that of this pod nothing else is told than its error
 			return fmt.Errorf("pod %s: %s: %w", config.Metadata.Uid, step.name, err)
 		}
 	}
