@@ -64,7 +64,9 @@ func pluginTypes(file string) ([]string, error) {
 		list, err = libcni.ConfListFromFile(file)
 	} else {
 		var conf *libcni.PluginConfig
+		//lint:ignore SA1019 single-plugin files are still what some nodes have, and the daemon takes them
 		if conf, err = libcni.ConfFromFile(file); err == nil {
+			//lint:ignore SA1019 as above
 			list, err = libcni.ConfListFromConf(conf)
 		}
 	}

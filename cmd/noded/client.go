@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -27,11 +28,29 @@ type client struct {
 func (a *app) connect() (*client, error) {
 	conn, err := grpc.NewClient(a.listen,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithUnaryInterceptor(withDeadline),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReply)))
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", a.listen, err)
 	}
 	return &client{cri.NewRuntimeServiceClient(conn), cri.NewImageServiceClient(conn), conn}, nil
+}
+
+// callLimit is what a call may take: the kubelet's own limit for making a pod
+// (twice its runtime-request-timeout of two minutes).
+const callLimit = 4 * time.Minute
+
+// withDeadline bounds every call but a pull, which may take as long as it
+// makes progress, and a stop, whose grace period the user chose.
+func withDeadline(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	switch req.(type) {
+	case *cri.PullImageRequest, *cri.StopContainerRequest:
+	default:
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, callLimit)
+		defer cancel()
+	}
+	return invoke(ctx, method, req, reply, cc, opts...)
 }
 
 // withClient runs f with a connection.
