@@ -348,11 +348,15 @@ func TestExecShimDies(t *testing.T) {
 	req := n.shell("sleep 1000")
 	p := n.run(req)
 	done := make(chan error, 1)
+	var out buffer
+	in, w := io.Pipe()
+	defer w.Close()
 	go func() {
-		_, err := n.Exec(n.ctx, ExecRequest{ID: req.ID, Args: []string{"sleep", "78001"}})
+		_, err := n.Exec(n.ctx, ExecRequest{ID: req.ID, Args: []string{"sh", "-c", "read x; echo $x; exec sleep 78001"}, IO: IO{Stdin: in, Stdout: &out}})
 		done <- err
 	}()
-	eventually(t, "exec", func() bool { return running("sleep\x0078001") })
+	io.WriteString(w, "answered\n") // copied only once the shim has told the pid
+	eventually(t, "exec", func() bool { return out.String() != "" && running("sleep\x0078001") })
 	n.killShim()
 	if err := ends(t, "exec", done); !kind.Is(err, kind.Unavailable) {
 		t.Errorf("exec: %v", err)
