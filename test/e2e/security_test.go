@@ -110,7 +110,7 @@ func TestNoDescriptorsLeak(t *testing.T) {
 	if len(pids) != 1 {
 		t.Fatalf("processes %v", pids)
 	}
-	for _, script := range []string{"ls /proc/1/fd", "sleep 3 & ls /proc/$!/fd"} {
+	for _, script := range []string{"ls /proc/1/fd", "sleep 3 & until grep -q sleep /proc/$!/comm; do :; done; ls /proc/$!/fd"} {
 		if got := strings.Fields(c.Shell(t, script)); strings.Join(got, " ") != "0 1 2" {
 			t.Errorf("%s: %q", script, got)
 		}

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	core "k8s.io/api/core/v1"
@@ -108,16 +109,35 @@ func (k *Kubelet) Exec(websocket bool, pod, container, stdin string, command ...
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	var out, errs bytes.Buffer
-	options := remotecommand.StreamOptions{Stdout: &out, Stderr: &errs}
-	if stdin != "" {
-		options.Stdin = bytes.NewBufferString(stdin)
-	}
-	err = executor.StreamWithContext(ctx, options)
+	err = reach(func() error {
+		options := remotecommand.StreamOptions{Stdout: &out, Stderr: &errs}
+		if stdin != "" {
+			options.Stdin = bytes.NewBufferString(stdin)
+		}
+		return executor.StreamWithContext(ctx, options)
+	})
 	return out.String(), errs.String(), err
+}
+
+// reach repeats a call that the kubelet could not pass on: after the daemon's
+// death its client does not look for a new one for a second or more.
+func reach(call func() error) error {
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		err := call()
+		if err == nil || !strings.Contains(err.Error(), "cri.sock: connect: connection refused") || time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
 }
 
 // Forward opens a local port that leads to a pod's port while f runs.
 func (k *Kubelet) Forward(pod string, port int, f func(local int) error) error {
+	return reach(func() error { return k.forward(pod, port, f) })
+}
+
+func (k *Kubelet) forward(pod string, port int, f func(local int) error) error {
 	transport, upgrader, err := spdy.RoundTripperFor(k.rest())
 	if err != nil {
 		return err

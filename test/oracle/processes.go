@@ -122,9 +122,9 @@ func (p process) stateClass() byte {
 	return 'R'
 }
 
-// threadSlack is by how much a Go process's threads may grow without being
-// called a leak: the Go runtime keeps the threads of system calls that blocked.
-const threadSlack = 24
+// maxThreads is how many threads a Go process may have without being called
+// leaking: the Go runtime keeps the threads of system calls that blocked once.
+const maxThreads = 96
 
 // addDescriptors counts what each role's process holds open, by kind.
 func (s *Snapshot) addDescriptors(roles map[string]int) {
@@ -140,8 +140,8 @@ func (s *Snapshot) addDescriptors(roles map[string]int) {
 			}
 		}
 		threads, _ := os.ReadDir(dir + "task")
-		for i := 0; i < len(threads); i += threadSlack {
-			s.passing("threads of %s: each %d begun", role, threadSlack)
+		for i := maxThreads; i < len(threads); i++ {
+			s.passing("thread of %s above %d", role, maxThreads)
 		}
 		s.note("%s pid %d: %d descriptors, %d threads, %s", role, pid, len(entries), len(threads), resident(pid))
 	}
