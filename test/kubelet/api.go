@@ -125,7 +125,7 @@ func reach(call func() error) error {
 	deadline := time.Now().Add(10 * time.Second)
 	for {
 		err := call()
-		if err == nil || !strings.Contains(err.Error(), "cri.sock: connect: connection refused") || time.Now().After(deadline) {
+		if err == nil || !strings.Contains(err.Error(), "code = Unavailable") || time.Now().After(deadline) {
 			return err
 		}
 		time.Sleep(100 * time.Millisecond)
