@@ -22,13 +22,15 @@ func probeAll(ctx context.Context, handlers []Handler) []HandlerInfo {
 	list := make([]HandlerInfo, len(handlers))
 	var work sync.WaitGroup
 	for i, h := range handlers {
-		work.Go(func() { list[i] = probe(ctx, h) })
+		work.Go(func() { list[i] = Probe(ctx, h) })
 	}
 	work.Wait()
 	return list
 }
 
-func probe(ctx context.Context, h Handler) HandlerInfo {
+// Probe asks one OCI runtime what it is; it takes at most probeLimit. What is
+// wrong with it is the Problem of the answer.
+func Probe(ctx context.Context, h Handler) HandlerInfo {
 	info := HandlerInfo{Handler: h, MountFlags: map[string]bool{}}
 	path, err := exec.LookPath(h.Path)
 	if err != nil {

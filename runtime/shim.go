@@ -20,6 +20,7 @@ import (
 	"noded.dev/noded/internal/cgroup"
 	"noded.dev/noded/internal/kind"
 	"noded.dev/noded/runtime/containerlog"
+	"noded.dev/noded/runtime/nsexec"
 	"noded.dev/noded/runtime/wire"
 )
 
@@ -59,6 +60,8 @@ const (
 // follows it: "--state DIR", and internal options that the daemon (or the
 // shim's earlier self) appends. It returns when ctx ends.
 func RunShim(ctx context.Context, args []string) error {
+	// First of all: it executes this program again, which finds it done.
+	unprotected := nsexec.Protect()
 	opt, err := parseShimArgs(args)
 	if err != nil {
 		return err
@@ -71,6 +74,9 @@ func RunShim(ctx context.Context, args []string) error {
 		return err
 	}
 	defer s.lock.Close()
+	if unprotected != nil {
+		s.log.WithError(unprotected).Warn("execs need the OCI runtime, which takes far longer")
+	}
 	s.becomeParent()
 	if err := s.recover(inherited); err != nil {
 		return err
@@ -109,7 +115,7 @@ func newShim(opt shimOptions) (*shim, *inheritance, error) {
 	}
 	var err error
 	if s.cgroups, err = cgroup.Detect(""); err != nil {
-		s.log.WithError(err).Warn("execs need the OCI runtime")
+		s.log.WithError(err).Warn("execs need the OCI runtime, which takes far longer")
 	}
 	inherited, err := inherit(opt)
 	if err != nil {

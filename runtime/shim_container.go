@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	rspec "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -48,6 +49,9 @@ type container struct {
 	log      *containerlog.Log
 	exit     *Exit
 	deleting bool
+
+	template    *template // of execs; nil before the first, and some time after the last
+	templateEnd *time.Timer
 
 	exited  chan struct{} // closed once exit is set and told
 	gone    chan struct{} // closed by delete

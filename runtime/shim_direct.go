@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -10,19 +11,22 @@ import (
 	"noded.dev/noded/runtime/nsexec"
 )
 
-// startDirect starts a process without the OCI runtime; errUnsupported if the
-// container's settings need it.
+// startDirect starts a process without the OCI runtime; nsexec.ErrUnsupported
+// if the container's settings need it.
 func (s *shim) startDirect(id string, e execSpec) (execProcess, error) {
 	if s.cgroups == nil || e.cgroup == "" {
-		return execProcess{}, errUnsupported
+		return execProcess{}, fmt.Errorf("%w: cgroups are not known", nsexec.ErrUnsupported)
+	}
+	if e.refused != nil {
+		return execProcess{}, e.refused
 	}
 	p, err := nsexec.Start(nsexec.Request{
-		ContainerID: id, InitPid: e.initPid, InitPidfd: fdOf(e.initPidfd),
-		Process: e.process, Linux: e.linux, Cgroup: s.cgroups.Dir(e.cgroup), Cgroups: s.cgroups,
+		ContainerID: id, InitPid: e.initPid, InitPidfd: fdOf(e.initPidfd), Process: e.process,
+		Linux: e.linux, Filter: e.filter, Cgroup: s.cgroups.Dir(e.cgroup), Cgroups: s.cgroups,
 		Stdin: e.stdio[0], Stdout: e.stdio[1], Stderr: e.stdio[2], Terminal: e.process.Terminal,
 	})
 	if errors.Is(err, nsexec.ErrUnsupported) {
-		return execProcess{}, errUnsupported
+		return execProcess{}, err
 	}
 	if err != nil {
 		return execProcess{}, directError(err)

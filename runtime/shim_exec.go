@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"noded.dev/noded/internal/kind"
+	"noded.dev/noded/runtime/nsexec"
 	"noded.dev/noded/runtime/pidfd"
 	"noded.dev/noded/runtime/wire"
 )
@@ -30,16 +31,13 @@ type execProcess struct {
 
 // execSpec is what a process needs to be like the container's first.
 type execSpec struct {
+	*template
+	process   *rspec.Process // the template's with the command
 	initPid   int
 	initPidfd *os.File
-	process   *rspec.Process
-	linux     *rspec.Linux
 	cgroup    string
 	stdio     [3]*os.File // nil: /dev/null
 }
-
-// errUnsupported makes startProcess fall back to the OCI runtime.
-var errUnsupported = errors.New("exec needs the OCI runtime")
 
 // startProcess runs a command in the container, without the OCI runtime if the
 // container's settings allow that.
@@ -48,11 +46,13 @@ func (s *shim) startProcess(ctx context.Context, c *container, req request, file
 	if err != nil {
 		return execProcess{}, err
 	}
+	defer spec.initPidfd.Close()
 	p, err := s.startDirect(c.id, spec)
 	switch {
 	case err == nil:
 		return p, nil
-	case errors.Is(err, errUnsupported):
+	case errors.Is(err, nsexec.ErrUnsupported):
+		spec.told.Do(func() { s.log.WithError(err).WithField("container", c.id).Info("execs take the OCI runtime") })
 		return s.execByRuntime(ctx, c, spec)
 	}
 	var start *StartError
@@ -62,27 +62,32 @@ func (s *shim) startProcess(ctx context.Context, c *container, req request, file
 	return p, err
 }
 
-// execSpec reads the container's specification and puts the command in.
+// execSpec puts the command into what the container's execs have in common.
 func (c *container) execSpec(req request, files []*os.File) (execSpec, error) {
-	c.mu.Lock()
-	r, p, f := c.record.Request, c.record.Process, c.files[filePidfd]
-	c.mu.Unlock()
 	if len(req.Args) == 0 || req.Args[0] == "" {
 		return execSpec{}, kind.Errorf(kind.Invalid, "exec without a command")
 	}
-	data, err := os.ReadFile(filepath.Join(r.Bundle, "config.json"))
+	t, err := c.execTemplate()
 	if err != nil {
-		return execSpec{}, fmt.Errorf("read container specification: %w", err)
+		return execSpec{}, err
 	}
-	var spec struct {
-		Process *rspec.Process
-		Linux   *rspec.Linux
+	process := *t.process
+	process.Args, process.Terminal = req.Args, req.Terminal
+	e := execSpec{template: t, process: &process}
+	c.mu.Lock()
+	e.initPid, e.cgroup = c.record.Process.Pid, c.record.Request.CgroupsDir
+	if f := c.files[filePidfd]; f != nil {
+		// Its own: a delete meanwhile closes the container's, and the number
+		// could soon be another container's.
+		e.initPidfd, err = dup(f)
 	}
-	if err := json.Unmarshal(data, &spec); err != nil || spec.Process == nil {
-		return execSpec{}, fmt.Errorf("decode container specification: %w", err)
+	c.mu.Unlock()
+	if err != nil {
+		return e, fmt.Errorf("duplicate pidfd: %w", err)
 	}
-	spec.Process.Args, spec.Process.Terminal, spec.Process.CommandLine = req.Args, req.Terminal, ""
-	e := execSpec{initPid: p.Pid, initPidfd: f, process: spec.Process, linux: spec.Linux, cgroup: r.CgroupsDir}
+	if e.initPidfd == nil {
+		return e, kind.Errorf(kind.Precondition, "container %s is not running", c.id)
+	}
 	for i, have := range []bool{req.Stdin, req.Stdout, req.Stderr} {
 		if have && len(files) > 0 {
 			e.stdio[i], files = files[0], files[1:]

@@ -223,6 +223,10 @@ func (c *container) closeAll() {
 	streams, files, log, entries := c.streams, c.files, c.log, c.record.Entries
 	pid := c.record.Process.Pid
 	c.streams, c.files, c.log, c.record.Entries = nil, map[string]*os.File{}, nil, nil
+	if c.template != nil {
+		c.templateEnd.Stop()
+		c.template = nil
+	}
 	started := c.record.Created
 	c.mu.Unlock()
 	if f := files[filePidfd]; f != nil {

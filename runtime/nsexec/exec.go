@@ -112,7 +112,9 @@ func (p *plan) labels(proc *rspec.Process) {
 	}
 }
 
-func compile(profile *rspec.LinuxSeccomp) (*seccomp.Filter, error) {
+// Compile makes Request.Filter of a container's profile. Errors are
+// ErrUnsupported or of kind Invalid.
+func Compile(profile *rspec.LinuxSeccomp) (*seccomp.Filter, error) {
 	f, err := seccomp.Compile(profile)
 	if err != nil && kind.Of(err) != kind.Invalid {
 		return nil, unsupported("%w", err)

@@ -42,7 +42,7 @@ type Request struct {
 	Process     *rspec.Process
 	Linux       *rspec.Linux // the container's; its seccomp profile is applied
 
-	// Filter is Linux.Seccomp compiled by seccomp.Compile, to be kept with the
+	// Filter is Linux.Seccomp compiled by Compile, to be kept with the
 	// container; nil: compiled by each call, which takes longer than the rest.
 	Filter *seccomp.Filter
 

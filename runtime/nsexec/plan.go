@@ -273,7 +273,7 @@ func (p *plan) program(r Request) error {
 	filter := r.Filter
 	if filter == nil && r.Linux != nil && r.Linux.Seccomp != nil {
 		var err error
-		if filter, err = compile(r.Linux.Seccomp); err != nil {
+		if filter, err = Compile(r.Linux.Seccomp); err != nil {
 			return err
 		}
 	}
