@@ -53,8 +53,9 @@ func (s *Snapshot) addMounts(procs []process, scope Scope) error {
 		if seen[p.mountNS] {
 			continue
 		}
-		seen[p.mountNS] = true
-		for _, m := range readMounts(fmt.Sprint(p.pid)) {
+		mounts := readMounts(fmt.Sprint(p.pid))
+		seen[p.mountNS] = len(mounts) > 0 // else it has ended; another may be in there
+		for _, m := range mounts {
 			if m.belongs(scope) && !here[m.point] {
 				s.passing("mount in %s: %s (%s from %s)", p.mountNS, m.point, m.fstype, m.sourceAndRoot())
 			}
