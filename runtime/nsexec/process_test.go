@@ -276,7 +276,7 @@ func BenchmarkExec(b *testing.B) {
 	c := start(b, defaultSeccomp(b))
 	req := c.request(c.process("true"))
 	var err error
-	if req.Filter, err = compile(c.spec.Linux.Seccomp); err != nil {
+	if req.Filter, err = Compile(c.spec.Linux.Seccomp); err != nil {
 		b.Fatal(err)
 	}
 	b.Run("nsexec", func(b *testing.B) {
