@@ -177,7 +177,7 @@ func (s *shim) create(ctx context.Context, req *CreateRequest) (Process, error) 
 
 func (c *container) make(ctx context.Context, req CreateRequest) error {
 	if _, err := os.Lstat(c.dir); err == nil {
-		if err := c.s.runtimeDelete(ctx, req); err != nil {
+		if err := c.s.runtimeDelete(ctx, req, false); err != nil {
 			return fmt.Errorf("remove an earlier attempt: %w", err)
 		}
 		if err := removeAll(c.dir); err != nil {

@@ -147,7 +147,7 @@ func (c *container) destroy(ctx context.Context, req CreateRequest) error {
 	c.mu.Unlock()
 	err := steps.RunAll(ctx, "delete container", nil,
 		steps.Step{Name: "kill process", Do: func(context.Context) error { return c.kill() }},
-		steps.Step{Name: "runtime delete", Do: func(ctx context.Context) error { return c.s.runtimeDelete(ctx, req) }},
+		steps.Step{Name: "runtime delete", Do: func(ctx context.Context) error { return c.s.runtimeDelete(ctx, req, c.collected()) }},
 	)
 	if err != nil {
 		c.mu.Lock()
@@ -195,26 +195,46 @@ func (c *container) kill() error {
 	}
 }
 
+// collected reports whether the container's process has ended and nothing is
+// left of it.
+func (c *container) collected() bool {
+	select {
+	case <-c.exited:
+		return true
+	default:
+		return false
+	}
+}
+
 // runtimeDelete removes the runtime's own state. Without any, it is not called.
-func (s *shim) runtimeDelete(ctx context.Context, req CreateRequest) error {
-	state := filepath.Join(req.Runtime.Root, req.ID)
-	if _, err := os.Lstat(state); os.IsNotExist(err) {
+// With ended, the runtime is not told to kill: runc would wait 100 ms for it.
+func (s *shim) runtimeDelete(ctx context.Context, req CreateRequest, ended bool) error {
+	if !hasRuntimeState(req) {
 		return nil
 	}
 	logDir := s.dir.container(req.ID)
 	if _, err := os.Lstat(logDir); err != nil {
 		logDir = s.dir.shim()
 	}
-	err := s.reaper.spawn(func() error {
-		return s.run(ctx, command{handler: req.Runtime, dir: logDir, args: []string{"delete", "--force", req.ID}})
-	})
-	if err == nil {
-		return nil
+	tries := [][]string{{"delete", req.ID}, {"delete", "--force", req.ID}}
+	if !ended {
+		tries = tries[1:]
 	}
-	if _, statErr := os.Lstat(state); os.IsNotExist(statErr) {
-		return nil
+	var err error
+	for _, args := range tries {
+		err = s.reaper.spawn(func() error {
+			return s.run(ctx, command{handler: req.Runtime, dir: logDir, args: args})
+		})
+		if err == nil || !hasRuntimeState(req) {
+			return nil
+		}
 	}
 	return err
+}
+
+func hasRuntimeState(req CreateRequest) bool {
+	_, err := os.Lstat(filepath.Join(req.Runtime.Root, req.ID))
+	return !os.IsNotExist(err)
 }
 
 // closeAll ends the container's goroutines and gives its descriptors back.
