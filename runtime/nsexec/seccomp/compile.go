@@ -186,7 +186,9 @@ func addRules(tables []*table, s *rspec.LinuxSyscall) error {
 				continue
 			}
 			if through, number, ok := muxed(name); ok {
-				t.muxed = append(t.muxed, mux{name, through, number, len(s.Args) > 0, ret})
+				for _, conditions := range alternatives {
+					t.muxed = append(t.muxed, mux{through, number, rule{conditions, ret}})
+				}
 			}
 		}
 	}
@@ -218,30 +220,29 @@ func (t *table) add(name string, nr uint32, r rule) error {
 
 // mux is a rule for a call that is also reached through another one.
 type mux struct {
-	name, through string
-	number        uint64
-	conditional   bool
-	ret           uint32
+	through string
+	number  uint64
+	rule    rule
 }
 
-// addMuxed makes rules for socketcall and ipc. Their further arguments are
-// behind a pointer, where a filter cannot look, so a conditional rule only
-// holds where all of socketcall or ipc has the same action.
+// addMuxed makes rules for socketcall and ipc, whose first argument says which
+// call is meant, and whose further ones are behind a pointer, where a filter
+// cannot look. It takes the place of a condition on the call's own first
+// argument, as in libseccomp: socket allowed for some families is socketcall
+// allowed for all sockets.
 func (t *table) addMuxed() error {
 	for _, m := range t.muxed {
 		nr, ok := t.number(find(m.through))
-		if !ok || m.ret == t.def {
+		if !ok {
 			continue
 		}
-		if m.conditional {
-			have := t.rules[nr]
-			if len(have) != 1 || len(have[0].conditions) > 0 || have[0].ret != m.ret {
-				return unsupported("a rule on arguments of %s, which %s hides", m.name, m.through)
+		list := []condition{{index: 0, op: rspec.OpEqualTo, value: m.number}}
+		for _, c := range m.rule.conditions {
+			if c.index != 0 {
+				list = append(list, c)
 			}
-			continue
 		}
-		c := []condition{{index: 0, op: rspec.OpEqualTo, value: m.number}}
-		if err := t.add(m.through, nr, rule{c, m.ret}); err != nil {
+		if err := t.add(m.through, nr, rule{list, m.rule.ret}); err != nil {
 			return err
 		}
 	}

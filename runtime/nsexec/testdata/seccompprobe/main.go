@@ -68,6 +68,12 @@ func probe32() {
 		}
 		fmt.Println("i386", nr, min(int80(nr, ^uint32(0), ^uint32(0), ^uint32(0)), 0))
 	}
+	for number := uint32(0); number < 30; number++ { // their arguments are behind a bad pointer
+		fmt.Println("i386 socketcall", number, min(int80(102, number, 8, 0), 0))
+		if number != 2 && number != 13 && number != 23 { // make something that stays
+			fmt.Println("i386 ipc", number, min(int80(117, number, ^uint32(0), ^uint32(0)), 0))
+		}
+	}
 	for family := uint32(1); family < 45; family++ {
 		r := int80(359, family, 2, 0)
 		if r > 0 {
