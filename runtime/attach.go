@@ -24,9 +24,6 @@ func (r *Runtime) Attach(ctx context.Context, id string, o IO) error {
 	req := request{Op: "attach", ID: id, Stdin: o.Stdin != nil, Stdout: o.Stdout != nil, Stderr: o.Stderr != nil}
 	c, rep, list, err := r.open(ctx, req, p.theirs)
 	p.closeTheirs()
-	if err == nil {
-		err = fromWire(rep.Error)
-	}
 	if err != nil {
 		return err
 	}

@@ -37,9 +37,6 @@ func (r *Runtime) Exec(ctx context.Context, req ExecRequest) (int, error) {
 	}
 	c, rep, files, err := r.open(ctx, wireReq, x.theirs)
 	x.closeTheirs()
-	if err == nil {
-		err = fromWire(rep.Error)
-	}
 	if err != nil {
 		return x.notStarted(ctx, req.IO, err)
 	}
@@ -55,8 +52,8 @@ func (r *Runtime) Exec(ctx context.Context, req ExecRequest) (int, error) {
 	return x.wait(ctx, c, got[filePidfd], rep.Process.Pid)
 }
 
-// open sends a session's request and reads the first reply. Until the request
-// is sent it may be tried again.
+// open sends a session's request and reads the first reply; a refusal is an
+// error. Until the request is sent it may be tried again.
 func (r *Runtime) open(ctx context.Context, req request, files []*os.File) (*net.UnixConn, reply, []*os.File, error) {
 	var c *net.UnixConn
 	var err error
@@ -66,14 +63,18 @@ func (r *Runtime) open(ctx context.Context, req request, files []*os.File) (*net
 		var got []*os.File
 		if c, err = r.send(ctx, req, files); err == nil {
 			rep, got, err = receive(ctx, c)
-			if err == nil && (rep.Error == nil || !rep.Error.Retry) {
+			if err == nil && rep.Error == nil {
 				return c, rep, got, nil
 			}
 			c.Close()
+			wire.CloseAll(got)
 			if err != nil { // it may have been started; the shim's end killed nothing yet
 				break
 			}
 			err = fromWire(rep.Error)
+			if !rep.Error.Retry {
+				return nil, reply{}, nil, err
+			}
 		}
 		wait, cancel := context.WithTimeout(ctx, linkLimit)
 		select {
