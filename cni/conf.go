@@ -82,13 +82,19 @@ func loadConfFile(path string) (*libcni.NetworkConfigList, error) {
 	return inlined(list)
 }
 
-// loadSingle reads the old form of one plugin without a list.
+// loadSingle reads the old form of one plugin without a list, as a list of it.
 func loadSingle(data []byte) (*libcni.NetworkConfigList, error) {
 	conf, err := libcni.NetworkPluginConfFromBytes(data)
 	if err != nil {
 		return nil, err
 	}
-	return libcni.ConfListFromConf(conf)
+	list, err := json.Marshal(map[string]any{
+		"name": conf.Network.Name, "cniVersion": conf.Network.CNIVersion, "plugins": []json.RawMessage{data},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("make a list of it: %w", err)
+	}
+	return libcni.NetworkConfFromBytes(list)
 }
 
 func loadPluginFolder(dir string) ([]*libcni.PluginConfig, error) {

@@ -22,7 +22,8 @@ type Container struct {
 	log    *logrus.Entry
 	busy   chan struct{} // holds the one operation that makes, starts or removes it
 	stats  sampler
-	ended  chan struct{} // closed when it is exited
+	ended  chan struct{} // closed when its end is known
+	asked  atomic.Bool   // the stop signal was sent; a repeated stop only waits
 
 	saving sync.Mutex // keeps saves in order; taken before mu, and held across the disk write
 	mu     sync.Mutex // guards rec and early, for moments
@@ -46,7 +47,7 @@ func (m *Manager) newContainer(p *Pod, rec containerRecord, config *cri.Containe
 		log: p.log.WithFields(logrus.Fields{"container": rec.ID[:12], "container_name": config.Metadata.GetName()}),
 	}
 	if rec.State == stateExited {
-		close(c.ended)
+		c.markEnded()
 	}
 	c.publish()
 	return c
@@ -110,6 +111,11 @@ func (c *Container) move(event containerEvent, change func(*containerRecord)) (r
 	if !ok {
 		return rec, false, kind.Wrap(kind.Precondition, fmt.Errorf("%s: %w", c.name(), illegal(before, event)))
 	}
+	if state == stateRemoving && event == eventExit && c.rec.FinishedAt.IsZero() {
+		// Noted for the case that the removal fails and it is listed again.
+		change(&c.rec)
+		c.markEnded()
+	}
 	if state == before && event != eventStart {
 		return rec, false, nil
 	}
@@ -119,9 +125,19 @@ func (c *Container) move(event containerEvent, change func(*containerRecord)) (r
 	}
 	c.publish()
 	if state == stateExited {
-		close(c.ended)
+		c.markEnded()
 	}
 	return c.rec, true, nil
+}
+
+// markEnded wakes those who wait for the end; it needs c.mu or a container
+// nobody else knows yet.
+func (c *Container) markEnded() {
+	select {
+	case <-c.ended:
+	default:
+		close(c.ended)
+	}
 }
 
 // note changes the record without moving the state.

@@ -81,13 +81,13 @@ func (p *Pod) create(ctx context.Context, config *cri.ContainerConfig, at func(s
 		return "", err
 	}
 	c := p.m.newContainer(p, rec, config)
+	// Taken before anybody can find the container: a stop of the pod that comes
+	// now waits for the end of this, and stops what came of it.
+	c.busy <- struct{}{}
+	defer func() { <-c.busy }()
 	if err := c.add(); err != nil {
 		return "", err
 	}
-	if err := acquire(ctx, c.busy); err != nil {
-		return "", err
-	}
-	defer func() { <-c.busy }()
 	made := &creation{Container: c, image: image}
 	err = steps.Run(ctx, "create container", at,
 		steps.Step{Name: "record", Do: made.recordFirst},

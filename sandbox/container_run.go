@@ -58,12 +58,12 @@ func (c *Container) start(ctx context.Context, at func(string)) error {
 
 func (c *Container) started() error {
 	moved, err := c.on(eventStarted, func(r *containerRecord) { r.StartedAt = time.Now() })
-	if err != nil {
-		return fmt.Errorf("start %s: %w", c.name(), err)
-	}
 	if moved {
 		c.log.Info("container is running")
 		c.m.announce(c.pod, c.id, cri.ContainerEventType_CONTAINER_STARTED_EVENT)
+	}
+	if err != nil {
+		return fmt.Errorf("start %s: %w", c.name(), err)
 	}
 	return nil
 }
@@ -71,6 +71,9 @@ func (c *Container) started() error {
 // startFailed ends a container whose start did not succeed: a command that
 // cannot be executed never can, and one that hangs must not run unseen.
 func (c *Container) startFailed(ctx context.Context, cause error) error {
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return nil // noded is stopping, which ends no container: the next start settles it
+	}
 	var start *runtime.StartError
 	if errors.As(cause, &start) {
 		c.refuse(startError{Code: start.Code, Message: start.Error()})
@@ -110,15 +113,20 @@ func (c *Container) finish(exit runtime.Exit, reason, message string) {
 			r.StartedAt = r.CreatedAt
 		}
 	})
-	if err != nil {
-		c.log.WithError(err).Warn("exit is not saved")
-	}
 	if !moved {
+		if err != nil {
+			c.log.WithError(err).Warn("exit is not noted")
+		}
 		return
 	}
 	c.stats.close()
 	c.log.WithFields(map[string]any{"exit_code": exit.Code, "reason": reason}).Info("container has exited")
 	c.m.announce(c.pod, c.id, cri.ContainerEventType_CONTAINER_STOPPED_EVENT)
+	if err != nil {
+		// The shim's copy must stay: without it a crash now would lose the exit.
+		c.log.WithError(err).Warn("exit is not saved, the container is released when it is removed or noded starts again")
+		return
+	}
 	c.letGo()
 }
 

@@ -63,9 +63,13 @@ func (c *Container) stop(ctx context.Context, grace time.Duration) error {
 
 // terminate sends the stop signal and waits for the end, as long as grace.
 func (c *Container) terminate(ctx context.Context, grace time.Duration) (ended bool, err error) {
-	if err := c.m.runtime.Signal(ctx, c.id, c.record().StopSignal); err != nil && !kind.Is(err, kind.NotFound) {
-		c.log.WithError(err).Warn("stop signal was not delivered, killing")
-		return false, nil
+	// Once: many programs take a second signal for impatience and end at once.
+	if c.asked.CompareAndSwap(false, true) {
+		if err := c.m.runtime.Signal(ctx, c.id, c.record().StopSignal); err != nil && !kind.Is(err, kind.NotFound) {
+			c.asked.Store(false)
+			c.log.WithError(err).Warn("stop signal was not delivered, killing")
+			return false, nil
+		}
 	}
 	timer := time.NewTimer(grace)
 	defer timer.Stop()
@@ -161,6 +165,9 @@ func (c *Container) destroy(ctx context.Context) error {
 		return fmt.Errorf("remove record of %s: %w", c.name(), err)
 	}
 	c.forget()
+	c.mu.Lock()
+	c.markEnded()
+	c.mu.Unlock()
 	if was.State.listed() {
 		c.m.announce(c.pod, c.id, cri.ContainerEventType_CONTAINER_DELETED_EVENT)
 	}
@@ -168,9 +175,19 @@ func (c *Container) destroy(ctx context.Context) error {
 }
 
 // relist shows a container again whose removal failed, for the kubelet to
-// retry.
+// retry. One that ended on the way, or that the runtime holds no more, is
+// exited: its end will not be told again.
 func (c *Container) relist(state containerState) {
-	err := c.note(func(r *containerRecord) { r.State = state })
+	err := c.note(func(r *containerRecord) {
+		r.State = state
+		if r.RuntimeGone && r.FinishedAt.IsZero() {
+			r.FinishedAt, r.ExitCode, r.Reason = time.Now(), 128+int(unix.SIGKILL), reasonError
+			c.markEnded()
+		}
+		if !r.FinishedAt.IsZero() {
+			r.State = stateExited
+		}
+	})
 	if err != nil {
 		c.log.WithError(err).Warn("record is not saved")
 	}

@@ -27,7 +27,8 @@ import (
 // ordinary behaviour and may fail it.
 type fakeRuntime struct {
 	create func(ctx context.Context, id string) error
-	start  func(id string) error
+	start  func(ctx context.Context, id string) error
+	signal func(id string, signal int) (taken bool) // taken: the process does not end
 
 	mu      sync.Mutex
 	held    map[string]*runtime.State
@@ -66,9 +67,9 @@ func (f *fakeRuntime) Create(ctx context.Context, req runtime.CreateRequest) (ru
 	return p, nil
 }
 
-func (f *fakeRuntime) Start(_ context.Context, id string) error {
+func (f *fakeRuntime) Start(ctx context.Context, id string) error {
 	if f.start != nil {
-		return f.start(id)
+		return f.start(ctx, id)
 	}
 	return nil
 }
@@ -88,8 +89,17 @@ func (f *fakeRuntime) end(id string, code int) {
 }
 
 func (f *fakeRuntime) Signal(_ context.Context, id string, signal int) error {
-	f.end(id, 128+signal)
+	if f.signal == nil || !f.signal(id, signal) {
+		f.end(id, 128+signal)
+	}
 	return nil
+}
+
+// lives says whether the container's process is there.
+func (f *fakeRuntime) lives(id string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.held[id] != nil && f.held[id].Exit == nil
 }
 
 func (f *fakeRuntime) Delete(_ context.Context, req runtime.CreateRequest) error {
@@ -221,7 +231,7 @@ func newNode(t *testing.T) *node {
 		runtime: newFakeRuntime(), images: &fakeImages{dir: t.TempDir(), mounted: map[string]bool{}},
 		network: &fakeNetwork{connected: map[string]bool{}},
 		opts: Options{
-			Root: t.TempDir(), State: t.TempDir(), BootID: "boot-1", CgroupParent: "/noded-unit-test", ShmSize: 1 << 20,
+			Root: t.TempDir(), State: t.TempDir(), BootID: "boot-1", CgroupParent: "/noded-unit-test", ShmSize: 1 << 20, InitBinary: "/bin/noded",
 			Log: logrus.NewEntry(log), Facts: spec.Facts{Hostname: "node", Capabilities: []string{"CAP_CHOWN"}},
 		},
 	}

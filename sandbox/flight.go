@@ -15,6 +15,8 @@ import (
 // caller: it goes on when the caller's deadline passes, within a limit of its
 // own, and the retry finds it. There is no name to be reserved.
 type flights struct {
+	panicked func(stack string) // told of a panic in any of them
+
 	mu      sync.Mutex
 	closed  bool
 	running map[string]*flight
@@ -75,7 +77,10 @@ func (fs *flights) join(ctx context.Context, key string, limit time.Duration, wo
 	fs.running[key] = f
 	fs.wg.Go(func() {
 		defer cancel()
-		f.result, f.err = work(own, f.at)
+		f.err = steps.Guard(fs.panicked, func() (err error) {
+			f.result, err = work(own, f.at)
+			return err
+		})
 		fs.mu.Lock()
 		delete(fs.running, key)
 		fs.mu.Unlock()

@@ -4,42 +4,38 @@ import (
 	"context"
 	"errors"
 	"sync"
-	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"noded.dev/noded/internal/kind"
 )
 
 func TestFlightIsJoined(t *testing.T) {
-	var fs flights
-	var runs atomic.Int32
-	release := make(chan struct{})
-	work := func(context.Context, func(string)) (string, error) {
-		runs.Add(1)
-		<-release
-		return "id", nil
-	}
-	var wg sync.WaitGroup
-	started := make(chan struct{}, 64)
-	for range 64 {
-		wg.Go(func() {
-			started <- struct{}{}
-			id, err := fs.do(t.Context(), "k", time.Minute, work)
-			if id != "id" || err != nil {
-				t.Errorf("got %q, %v", id, err)
-			}
-		})
-	}
-	for range 64 {
-		<-started
-	}
-	close(release)
-	wg.Wait()
-	// Callers that came after its end start a second run; 64 at once may not.
-	if n := runs.Load(); n > 2 {
-		t.Errorf("the work ran %d times", n)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		var fs flights
+		runs := 0
+		release := make(chan struct{})
+		var wg sync.WaitGroup
+		for range 64 {
+			wg.Go(func() {
+				id, err := fs.do(t.Context(), "k", time.Minute, func(context.Context, func(string)) (string, error) {
+					runs++
+					<-release
+					return "id", nil
+				})
+				if id != "id" || err != nil {
+					t.Errorf("got %q, %v", id, err)
+				}
+			})
+		}
+		synctest.Wait() // all 64 have joined
+		close(release)
+		wg.Wait()
+		if runs != 1 {
+			t.Errorf("the work ran %d times", runs)
+		}
+	})
 }
 
 // A caller whose deadline passes gets told where the work is; the work goes on
@@ -98,4 +94,16 @@ func TestFlightsClose(t *testing.T) {
 	if _, err := fs.do(t.Context(), "k", time.Minute, nil); !kind.Is(err, kind.Unavailable) {
 		t.Errorf("after close: %v", err)
 	}
+}
+
+// A panic is an error of the request that brought it about, once for all who
+// joined it.
+func TestFlightPanics(t *testing.T) {
+	var stack string
+	fs := flights{panicked: func(s string) { stack = s }}
+	_, err := fs.do(t.Context(), "k", time.Minute, func(context.Context, func(string)) (string, error) { panic("boom") })
+	if !kind.Is(err, kind.Internal) || err.Error() != "panic: boom" || stack == "" {
+		t.Errorf("got %v with a stack of %d bytes", err, len(stack))
+	}
+	fs.close()
 }

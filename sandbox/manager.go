@@ -10,6 +10,8 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"maps"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -74,10 +76,16 @@ func Open(ctx context.Context, opts Options, deps Deps) (*Manager, error) {
 		opts: opts, images: deps.Images, network: deps.Network, runtime: deps.Runtime, cgroups: deps.Cgroups, log: opts.Log,
 		pods: make(map[string]*Pod), containers: make(map[string]*Container), stop: make(chan struct{}),
 	}
-	if err := m.recover(ctx); err != nil {
+	m.flights.panicked = func(stack string) { m.log.WithField("stack", stack).Error("operation panicked") }
+	if err := m.load(); err != nil {
 		return nil, err
 	}
+	// From here on, since settling a container may wait for its end.
 	m.loop.Go(m.followExits)
+	if err := m.recover(ctx); err != nil {
+		m.Close()
+		return nil, err
+	}
 	return m, nil
 }
 
@@ -126,8 +134,7 @@ func newID() string {
 func (m *Manager) pod(id string) (*Pod, error) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	p, err := find(m.pods, id, "pod", func(p *Pod) bool { return p.view.Load().state.listed() })
-	return p, err
+	return find(m.pods, id, "pod", func(p *Pod) bool { return p.view.Load().state.listed() })
 }
 
 // container finds a container that is listed, by id or unambiguous prefix.
@@ -201,21 +208,13 @@ func (m *Manager) ListContainers(filter *cri.ContainerFilter) []*cri.Container {
 func (m *Manager) listPods() []*Pod {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	out := make([]*Pod, 0, len(m.pods))
-	for _, p := range m.pods {
-		out = append(out, p)
-	}
-	return out
+	return slices.Collect(maps.Values(m.pods))
 }
 
 func (m *Manager) listContainers() []*Container {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	out := make([]*Container, 0, len(m.containers))
-	for _, c := range m.containers {
-		out = append(out, c)
-	}
-	return out
+	return slices.Collect(maps.Values(m.containers))
 }
 
 func matchID(want, id string) bool { return want == "" || strings.HasPrefix(id, want) }

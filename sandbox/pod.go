@@ -3,6 +3,8 @@ package sandbox
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,12 +28,14 @@ type Pod struct {
 	paths  podPaths
 	log    *logrus.Entry
 	busy   chan struct{} // holds the one operation that changes the pod
+	initOp chan struct{} // held while its init is started or stopped; taken after busy and a Container's
 	stats  sampler
 
 	saving     sync.Mutex // keeps saves in order; taken before mu, and held across the disk write
 	mu         sync.Mutex // guards rec and containers, for moments; taken before a Container's
 	rec        podRecord
 	containers map[string]*Container
+	initEnded  bool // the init has ended, perhaps before its start was written down
 
 	view atomic.Pointer[podView]
 }
@@ -47,7 +51,7 @@ func (m *Manager) newPod(rec podRecord, config *cri.PodSandboxConfig) *Pod {
 	meta := config.Metadata
 	p := &Pod{
 		id: rec.ID, m: m, config: config, paths: m.podPaths(rec.ID), rec: rec,
-		busy: make(chan struct{}, 1), containers: make(map[string]*Container),
+		busy: make(chan struct{}, 1), initOp: make(chan struct{}, 1), containers: make(map[string]*Container),
 		log: m.log.WithFields(logrus.Fields{"pod": rec.ID[:12], "name": meta.GetNamespace() + "/" + meta.GetName()}),
 	}
 	p.publish()
@@ -133,6 +137,15 @@ func (p *Pod) update(change func(*podRecord)) error {
 	return saveRecord(p.paths.root, &rec)
 }
 
+// markStopped takes a ready pod out of service; in another state it stays.
+func (p *Pod) markStopped() error {
+	return p.update(func(r *podRecord) {
+		if r.State == podReady {
+			r.State = podStopped
+		}
+	})
+}
+
 func (p *Pod) record() podRecord {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -174,11 +187,7 @@ func (p *Pod) publish() {
 func (p *Pod) list() []*Container {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	out := make([]*Container, 0, len(p.containers))
-	for _, c := range p.containers {
-		out = append(out, c)
-	}
-	return out
+	return slices.Collect(maps.Values(p.containers))
 }
 
 // forget drops a pod that is destroyed.
@@ -186,6 +195,13 @@ func (p *Pod) forget() {
 	p.m.mu.Lock()
 	delete(p.m.pods, p.id)
 	p.m.mu.Unlock()
+}
+
+// isKnown says whether the pod was not destroyed yet.
+func (p *Pod) isKnown() bool {
+	p.m.mu.RLock()
+	defer p.m.mu.RUnlock()
+	return p.m.pods[p.id] == p
 }
 
 func namespaces(config *cri.PodSandboxConfig) *cri.NamespaceOption {

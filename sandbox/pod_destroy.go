@@ -45,6 +45,9 @@ func (m *Manager) RemovePod(ctx context.Context, id string) error {
 			return "", err
 		}
 		defer func() { <-p.busy }()
+		if !p.isKnown() {
+			return "", nil // somebody else was first
+		}
 		return "", p.destroy(ctx)
 	})
 	return err
@@ -55,6 +58,9 @@ func (p *Pod) stopAll(ctx context.Context, at func(string)) error {
 		return err
 	}
 	defer func() { <-p.busy }()
+	if !p.isKnown() {
+		return nil // it was removed meanwhile
+	}
 	was := p.record().State
 	if was != podStopped {
 		// From here on no container can be created in it. A full disk must not
@@ -92,6 +98,7 @@ func (p *Pod) destroy(ctx context.Context) error {
 	if err := p.update(func(r *podRecord) { r.State = podRemoving }); err != nil && !errors.Is(err, os.ErrNotExist) {
 		p.log.WithError(err).Warn("removing without a saved record")
 	}
+	p.stats.close()
 	err := steps.RunAll(ctx, "remove pod", nil,
 		steps.Step{Name: "release", Do: func(ctx context.Context) error { return p.release(ctx, nil) }},
 		steps.Step{Name: "remove containers", Do: p.removeContainers},
@@ -123,8 +130,8 @@ func (p *Pod) removeContainers(ctx context.Context) error {
 	return each(p.list(), func(c *Container) error { return c.remove(ctx) })
 }
 
-// each runs do for all containers side by side and joins the errors.
-func each(list []*Container, do func(*Container) error) error {
+// each runs do for all of a list side by side and joins the errors.
+func each[T any](list []T, do func(T) error) error {
 	errs := make(chan error, len(list))
 	for _, c := range list {
 		go func() { errs <- do(c) }()
@@ -159,7 +166,6 @@ func (p *Pod) removeCgroup(ctx context.Context) error {
 	if !rec.OwnCgroup {
 		return nil
 	}
-	p.stats.close()
 	if err := p.m.cgroups.Kill(ctx, rec.Cgroup); err != nil {
 		return err
 	}

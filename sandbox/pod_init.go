@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
 	"noded.dev/noded/internal/atomicfile"
 	"noded.dev/noded/internal/kind"
 	"noded.dev/noded/internal/namespace"
@@ -20,6 +22,13 @@ import (
 // under its own key, so that containers created side by side share one.
 func (p *Pod) ensureInit(ctx context.Context) (int, error) {
 	_, err := p.m.flights.do(ctx, "init "+p.id, startLimit, func(ctx context.Context, at func(string)) (string, error) {
+		if err := acquire(ctx, p.initOp); err != nil {
+			return "", err
+		}
+		defer func() { <-p.initOp }()
+		if err := p.precondition(); err != nil {
+			return "", err // stopped meanwhile: an init started now would have no end
+		}
 		if p.record().Init.Pid != 0 {
 			return "", nil
 		}
@@ -35,7 +44,7 @@ func (p *Pod) startInit(ctx context.Context, at func(string)) error {
 	var process runtime.Process
 	return steps.Run(ctx, "start init", at,
 		steps.Step{Name: "record owed", Do: func(context.Context) error {
-			return p.update(func(r *podRecord) { r.InitOwe = true })
+			return p.update(func(r *podRecord) { r.InitOwe, p.initEnded = true, false })
 		}},
 		steps.Step{Name: "write bundle", Do: p.writeInitBundle},
 		steps.Step{Name: "create in runtime", Do: func(ctx context.Context) (err error) {
@@ -48,7 +57,16 @@ func (p *Pod) startInit(ctx context.Context, at func(string)) error {
 		}},
 		steps.Step{Name: "start", Do: func(ctx context.Context) error { return p.m.runtime.Start(ctx, p.id) }},
 		steps.Step{Name: "record", Do: func(context.Context) error {
-			return p.update(func(r *podRecord) { r.Init = process })
+			ended := false
+			err := p.update(func(r *podRecord) {
+				if ended = p.initEnded; !ended {
+					r.Init = process
+				}
+			})
+			if ended {
+				return kind.Errorf(kind.Aborted, "the init has ended at once")
+			}
+			return err
 		}},
 	)
 }
@@ -97,6 +115,10 @@ func (p *Pod) initRequest() runtime.CreateRequest {
 
 // stopInit ends the shared PID namespace, and with it everything inside.
 func (p *Pod) stopInit(ctx context.Context) error {
+	if err := acquire(ctx, p.initOp); err != nil {
+		return fmt.Errorf("its start is under way: %w", err)
+	}
+	defer func() { <-p.initOp }()
 	if !p.record().InitOwe {
 		return nil
 	}
@@ -119,13 +141,19 @@ func (p *Pod) stopInit(ctx context.Context) error {
 // initExited takes a pod out of service whose init ended by itself: the kernel
 // has killed everything in its PID namespace.
 func (p *Pod) initExited(exit runtime.Exit) {
-	if p.view.Load().state != podReady || p.record().Init.Pid == 0 {
+	p.mu.Lock()
+	p.initEnded = true
+	// Without a pid its start is under way, and fails by initEnded.
+	expected := p.rec.State != podReady || p.rec.Init.Pid == 0
+	p.mu.Unlock()
+	if expected {
 		return
 	}
-	p.log.WithField("exit_code", exit.Code).Error("the init of the shared PID namespace has ended, the pod is stopped")
-	if err := p.update(func(r *podRecord) { r.State = podStopped }); err != nil {
+	if err := p.markStopped(); err != nil {
 		p.log.WithError(err).Warn("stopped without a saved record")
 	}
+	p.log.WithField("exit_code", exit.Code).Error("the init of the shared PID namespace has ended, the pod is stopped")
+	p.m.announce(p, p.id, cri.ContainerEventType_CONTAINER_STOPPED_EVENT)
 }
 
 // precondition says that a pod must be ready for what was asked.

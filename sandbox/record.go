@@ -122,9 +122,12 @@ func loadRecords(dir, quarantine string, load func(id string, b []byte) error, a
 	}
 	for _, e := range entries {
 		id := e.Name()
+		removeTemps(filepath.Join(dir, id))
 		b, err := os.ReadFile(filepath.Join(dir, id, recordFile))
-		if errors.Is(err, os.ErrNotExist) {
-			continue // a folder without record was cut off while being made or removed
+		if errors.Is(err, os.ErrNotExist) || err == nil && len(b) == 0 {
+			// Cut off while being made or removed; or, empty, the first record
+			// that a power cut took the content of.
+			continue
 		}
 		if err == nil {
 			err = load(id, b)
@@ -134,6 +137,16 @@ func loadRecords(dir, quarantine string, load func(id string, b []byte) error, a
 		}
 	}
 	return nil
+}
+
+// removeTemps deletes what a cut-off record write left; what stays is harmless.
+func removeTemps(dir string) {
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if atomicfile.IsTemp(e.Name()) {
+			os.Remove(filepath.Join(dir, e.Name()))
+		}
+	}
 }
 
 // setAside moves a folder whose record cannot be read out of the way, keeping
@@ -149,16 +162,22 @@ func setAside(dir, quarantine string) error {
 	return nil
 }
 
+// decodeBody checks that a record is of this version and of its folder, and
+// reads the request in it.
+func decodeBody(folder string, version int, id string, request json.RawMessage, into proto.Message) error {
+	if version != recordVersion || id != folder {
+		return fmt.Errorf("record has version %d and id %.64q, want %d and %q", version, id, recordVersion, folder)
+	}
+	return decodeMessage(request, into)
+}
+
 func decodePodRecord(id string, b []byte) (podRecord, *cri.PodSandboxConfig, error) {
 	var rec podRecord
 	config := new(cri.PodSandboxConfig)
 	if err := json.Unmarshal(b, &rec); err != nil {
 		return rec, nil, fmt.Errorf("decode record: %w", err)
 	}
-	if rec.Version != recordVersion || rec.ID != id {
-		return rec, nil, fmt.Errorf("record has version %d and id %.64q, want %d and %q", rec.Version, rec.ID, recordVersion, id)
-	}
-	if err := decodeMessage(rec.Config, config); err != nil {
+	if err := decodeBody(id, rec.Version, rec.ID, rec.Config, config); err != nil {
 		return rec, nil, err
 	}
 	if config.Metadata == nil {
@@ -173,10 +192,7 @@ func decodeContainerRecord(id string, b []byte) (containerRecord, *cri.Container
 	if err := json.Unmarshal(b, &rec); err != nil {
 		return rec, nil, fmt.Errorf("decode record: %w", err)
 	}
-	if rec.Version != recordVersion || rec.ID != id {
-		return rec, nil, fmt.Errorf("record has version %d and id %.64q, want %d and %q", rec.Version, rec.ID, recordVersion, id)
-	}
-	if err := decodeMessage(rec.Config, config); err != nil {
+	if err := decodeBody(id, rec.Version, rec.ID, rec.Config, config); err != nil {
 		return rec, nil, err
 	}
 	if config.Metadata == nil || config.Image == nil {

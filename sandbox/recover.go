@@ -4,24 +4,26 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
-	"noded.dev/noded/internal/atomicfile"
 	"noded.dev/noded/internal/kind"
 	"noded.dev/noded/internal/namespace"
 	"noded.dev/noded/internal/steps"
 	"noded.dev/noded/runtime"
 )
 
-// recover brings the manager to where the last one was: records are loaded by
-// the ordinary constructors, matched with what the shim holds, and what was
+// settleLimit bounds what start-up does for one pod or container. What is not
+// finished then goes on in the background or is left to the kubelet.
+const settleLimit = 20 * time.Second
+
+// recover brings the manager to where the last one was: records, loaded by the
+// ordinary constructors, are matched with what the shim holds, and what was
 // half-made is destroyed by the ordinary destroy.
 func (m *Manager) recover(ctx context.Context) error {
-	if err := m.load(); err != nil {
-		return err
-	}
 	held, err := m.held(ctx)
 	if err != nil {
 		return fmt.Errorf("ask the shim for its containers: %w", err)
@@ -73,6 +75,8 @@ func (m *Manager) load() error {
 }
 
 func (m *Manager) held(ctx context.Context) (map[string]runtime.State, error) {
+	ctx, cancel := context.WithTimeout(ctx, settleLimit)
+	defer cancel()
 	list, err := m.runtime.Containers(ctx)
 	if err != nil {
 		return nil, err
@@ -87,20 +91,22 @@ func (m *Manager) held(ctx context.Context) (map[string]runtime.State, error) {
 // settleContainers makes every record true again. One container that cannot be
 // settled is logged and left for the kubelet; it stops no other.
 func (m *Manager) settleContainers(ctx context.Context, held map[string]runtime.State) error {
-	for _, c := range m.listContainers() {
+	return each(m.listContainers(), func(c *Container) error {
+		ctx, cancel := context.WithTimeout(ctx, settleLimit)
+		defer cancel()
 		state, ok := held[c.id]
 		if err := c.settle(ctx, state, ok); err != nil {
 			c.log.WithError(err).Error("container is not recovered")
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 func (c *Container) settle(ctx context.Context, state runtime.State, held bool) error {
 	rec := c.record()
 	switch {
 	case rec.State == stateCreating || rec.State == stateRemoving:
-		if err := c.destroy(ctx); err != nil {
+		if err := exclusively(ctx, c.busy, c.destroy); err != nil {
 			c.m.destroyLater(c.id, c.log, c.busy, c.destroy)
 			return err
 		}
@@ -126,44 +132,64 @@ func (c *Container) settle(ctx context.Context, state runtime.State, held bool) 
 		c.exited(*state.Exit)
 		return nil
 	case rec.State == stateStarting:
-		// The runtime may or may not have been told to start; telling it again
-		// is refused if it was, and the process is alive either way.
-		if err := c.m.runtime.Start(ctx, c.id); err != nil {
-			c.log.WithError(err).Debug("start repeated after a restart")
+		// The runtime may or may not have been told to start, and may be told
+		// again.
+		err := c.m.runtime.Start(ctx, c.id)
+		switch {
+		case err == nil:
+			return c.started()
+		case kind.Is(err, kind.Unavailable), ctx.Err() != nil:
+			return err // nobody knows whether it runs, so it must not be killed
 		}
-		return c.started()
+		return errors.Join(err, c.startFailed(ctx, err))
 	}
 	return nil
 }
 
 func (m *Manager) settlePods(ctx context.Context, held map[string]runtime.State) error {
-	for _, p := range m.listPods() {
+	return each(m.listPods(), func(p *Pod) error {
+		ctx, cancel := context.WithTimeout(ctx, settleLimit)
+		defer cancel()
 		if err := p.settle(ctx, held); err != nil {
 			p.log.WithError(err).Error("pod is not recovered")
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 func (p *Pod) settle(ctx context.Context, held map[string]runtime.State) error {
 	rec := p.record()
 	switch {
 	case rec.State == podCreating || rec.State == podRemoving:
-		if err := p.destroy(ctx); err != nil {
+		if err := exclusively(ctx, p.busy, p.destroy); err != nil {
 			p.m.destroyLater(p.id, p.log, p.busy, p.destroy)
 			return err
 		}
 		return nil
 	case rec.State == podStopped:
+		// Its stop may have been cut off, and a kubelet that saw the pod
+		// stopped does not repeat it.
+		p.finishStop()
 		return nil
 	case rec.BootID != p.m.opts.BootID:
-		return p.update(func(r *podRecord) { r.State = podStopped })
+		p.finishStop()
+		return p.markStopped()
 	}
 	if err := p.intact(held); err != nil {
 		p.log.WithError(err).Error("pod is stopped")
-		return p.update(func(r *podRecord) { r.State = podStopped })
+		return p.markStopped()
 	}
 	return nil
+}
+
+// finishStop begins to free what a stopped pod may still hold.
+func (p *Pod) finishStop() {
+	p.m.flights.begin("finish stop of "+p.id, func(ctx context.Context) {
+		release := func(ctx context.Context) error { return p.release(ctx, nil) }
+		if err := exclusively(ctx, p.busy, release); err != nil {
+			p.log.WithError(err).Warn("stopped pod still holds something, removing it will free that")
+		}
+	})
 }
 
 // intact returns what of a ready pod was lost while noded was not there.
@@ -171,6 +197,9 @@ func (p *Pod) intact(held map[string]runtime.State) error {
 	rec := p.record()
 	if !hostNetwork(p.config) && !namespace.Pinned(namespace.Path(p.paths.ns, "net")) {
 		return errors.New("its network namespace is gone")
+	}
+	if !hostIPC(p.config) && !namespace.Pinned(namespace.Path(p.paths.ns, "ipc")) {
+		return errors.New("its IPC namespace is gone")
 	}
 	if rec.Init.Pid != 0 {
 		if s, ok := held[p.id]; !ok || s.Exit != nil {
@@ -197,14 +226,14 @@ func (m *Manager) removeOwnerless(ctx context.Context, held map[string]runtime.S
 }
 
 func (m *Manager) podIDs() []string {
-	var ids []string
-	for _, p := range m.listPods() {
-		ids = append(ids, p.id)
-	}
-	return ids
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return slices.Collect(maps.Keys(m.pods))
 }
 
 func (m *Manager) known(id string) bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
 	return m.containers[id] != nil || m.pods[id] != nil
 }
 
@@ -225,7 +254,7 @@ func (m *Manager) ownerlessContainers(ctx context.Context, held map[string]runti
 func (m *Manager) ownerlessMounts(ctx context.Context) error {
 	var errs []error
 	for _, id := range m.images.Mounts() {
-		if m.containers[id] == nil {
+		if !m.known(id) {
 			errs = append(errs, m.images.Unmount(ctx, id))
 		}
 	}
@@ -236,7 +265,7 @@ func (m *Manager) ownerlessMounts(ctx context.Context) error {
 // containers that have no record (any more).
 func (m *Manager) ownerlessFolders(context.Context) error {
 	var errs []error
-	each := func(dir string, remove func(id, path string) error) {
+	sweep := func(dir string, remove func(path string) error) {
 		entries, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, err)
@@ -244,30 +273,17 @@ func (m *Manager) ownerlessFolders(context.Context) error {
 		for _, e := range entries {
 			path := filepath.Join(dir, e.Name())
 			if !m.known(e.Name()) {
-				errs = append(errs, remove(e.Name(), path))
-			} else {
-				removeTemps(path)
+				errs = append(errs, remove(path))
 			}
 		}
 	}
-	all := func(_, path string) error { return os.RemoveAll(path) }
-	each(filepath.Join(m.opts.State, "ns"), func(_, path string) error { return namespace.Remove(path) })
-	each(filepath.Join(m.opts.State, "pods"), func(_, path string) error {
+	sweep(filepath.Join(m.opts.State, "ns"), namespace.Remove)
+	sweep(filepath.Join(m.opts.State, "pods"), func(path string) error {
 		return errors.Join(unmountShm(filepath.Join(path, "shm")), os.RemoveAll(path))
 	})
-	each(filepath.Join(m.opts.Root, "pods"), all)
-	each(filepath.Join(m.opts.Root, "containers"), all)
+	sweep(filepath.Join(m.opts.Root, "pods"), os.RemoveAll)
+	sweep(filepath.Join(m.opts.Root, "containers"), os.RemoveAll)
 	return errors.Join(errs...)
-}
-
-// removeTemps deletes what a cut-off record write left; what stays is harmless.
-func removeTemps(dir string) {
-	entries, _ := os.ReadDir(dir)
-	for _, e := range entries {
-		if atomicfile.IsTemp(e.Name()) {
-			os.Remove(filepath.Join(dir, e.Name()))
-		}
-	}
 }
 
 // ownerlessCgroups removes pod cgroups of noded's own that no pod names.
@@ -282,7 +298,7 @@ func (m *Manager) ownerlessCgroups(ctx context.Context) error {
 	var errs []error
 	for _, name := range names {
 		// Only what looks like a pod id of noded's can be one.
-		if len(name) == 64 && m.pods[name] == nil {
+		if len(name) == 64 && !m.known(name) {
 			dir := filepath.Join(m.opts.CgroupParent, name)
 			errs = append(errs, m.cgroups.Kill(ctx, dir), m.cgroups.Remove(ctx, dir))
 		}

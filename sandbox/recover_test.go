@@ -1,12 +1,16 @@
 package sandbox
 
 import (
+	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"noded.dev/noded/internal/kind"
 	"noded.dev/noded/runtime"
 )
 
@@ -158,4 +162,77 @@ func TestRemoveIsRetried(t *testing.T) {
 		t.Error(err)
 	}
 	n.nothingLeft(t)
+}
+
+// A stop that was cut off is finished, since nobody would repeat it.
+func TestRecoverStoppedPodIsReleased(t *testing.T) {
+	for _, boot := range []string{"boot-1", "boot-2"} {
+		n := newNode(t)
+		pod := n.mustRun(t, "p")
+		err := n.pods[pod].update(func(r *podRecord) {
+			r.NetworkOwe = true
+			if boot == "boot-1" {
+				r.State = podStopped
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.network.connected[pod] = true
+		n.close()
+		n.opts.BootID = boot
+		n.open(t)
+		n.flights.wg.Wait()
+		if len(n.network.connected) != 0 {
+			t.Errorf("%s: the stopped pod is still connected", boot)
+		}
+	}
+}
+
+// A start that was cut off and is refused now leaves nothing that is called
+// running; while nobody can be asked, nothing is killed.
+func TestRecoverRefusedStart(t *testing.T) {
+	for name, c := range map[string]struct {
+		err   error
+		want  cri.ContainerState
+		lives bool
+	}{
+		"refused":    {errors.New("boom"), cri.ContainerState_CONTAINER_EXITED, false},
+		"bad":        {&runtime.StartError{Code: 127, Err: errors.New("not found")}, cri.ContainerState_CONTAINER_EXITED, false},
+		"no answer":  {kind.Errorf(kind.Unavailable, "shim"), cri.ContainerState_CONTAINER_CREATED, true},
+		"it started": {nil, cri.ContainerState_CONTAINER_RUNNING, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			id := n.mustCreate(t, n.mustRun(t, "p"), "c")
+			if err := n.containers[id].note(func(r *containerRecord) { r.State = stateStarting }); err != nil {
+				t.Fatal(err)
+			}
+			n.close()
+			n.runtime.start = func(context.Context, string) error { return c.err }
+			n.open(t)
+			if s := n.state(t, id); s != c.want {
+				t.Errorf("it is %v, want %v", s, c.want)
+			}
+			n.flights.wg.Wait()
+			if lives := n.runtime.lives(id); lives != c.lives {
+				t.Errorf("it lives: %v, want %v", lives, c.lives)
+			}
+		})
+	}
+}
+
+// A record without content, as a power cut can leave one, is no record.
+func TestRecoverEmptyRecord(t *testing.T) {
+	n := newNode(t)
+	id := n.mustRun(t, "p")
+	n.close()
+	if err := os.WriteFile(filepath.Join(n.opts.Root, "pods", id, recordFile), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.open(t)
+	n.nothingLeft(t)
+	if _, err := os.Stat(filepath.Join(n.opts.Root, "quarantine")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("something was set aside: %v", err)
+	}
 }

@@ -58,12 +58,11 @@ const (
 type containerEvent string
 
 const (
-	eventCreated  containerEvent = "created"
-	eventStart    containerEvent = "start"
-	eventStarted  containerEvent = "started"
-	eventExit     containerEvent = "exit"
-	eventNotBegun containerEvent = "start refused" // the start never reached the process
-	eventRemove   containerEvent = "remove"
+	eventCreated containerEvent = "created"
+	eventStart   containerEvent = "start"
+	eventStarted containerEvent = "started"
+	eventExit    containerEvent = "exit"
+	eventRemove  containerEvent = "remove"
 )
 
 // next returns the state that event leads to, and false for an event that the
@@ -85,8 +84,6 @@ func (s containerState) next(event containerEvent) (containerState, bool) {
 		return stateRunning, true
 	case event == eventStarted && (s == stateExited || s == stateRemoving):
 		return s, true // it ended before its start was written down
-	case event == eventNotBegun && s == stateStarting:
-		return stateCreated, true
 	}
 	return s, false
 }

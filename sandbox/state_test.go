@@ -5,24 +5,23 @@ import "testing"
 // The drawing above containerState, as a table: what is not in it is refused.
 func TestContainerTransitions(t *testing.T) {
 	states := []containerState{stateCreating, stateCreated, stateStarting, stateRunning, stateExited, stateRemoving}
-	events := []containerEvent{eventCreated, eventStart, eventStarted, eventExit, eventNotBegun, eventRemove}
+	events := []containerEvent{eventCreated, eventStart, eventStarted, eventExit, eventRemove}
 	type at struct {
 		s containerState
 		e containerEvent
 	}
 	legal := map[at]containerState{
-		{stateCreating, eventCreated}:  stateCreated,
-		{stateCreated, eventStart}:     stateStarting,
-		{stateStarting, eventStart}:    stateStarting,
-		{stateStarting, eventStarted}:  stateRunning,
-		{stateExited, eventStarted}:    stateExited,
-		{stateRemoving, eventStarted}:  stateRemoving,
-		{stateStarting, eventNotBegun}: stateCreated,
-		{stateCreated, eventExit}:      stateExited,
-		{stateStarting, eventExit}:     stateExited,
-		{stateRunning, eventExit}:      stateExited,
-		{stateExited, eventExit}:       stateExited,
-		{stateRemoving, eventExit}:     stateRemoving,
+		{stateCreating, eventCreated}: stateCreated,
+		{stateCreated, eventStart}:    stateStarting,
+		{stateStarting, eventStart}:   stateStarting,
+		{stateStarting, eventStarted}: stateRunning,
+		{stateExited, eventStarted}:   stateExited,
+		{stateRemoving, eventStarted}: stateRemoving,
+		{stateCreated, eventExit}:     stateExited,
+		{stateStarting, eventExit}:    stateExited,
+		{stateRunning, eventExit}:     stateExited,
+		{stateExited, eventExit}:      stateExited,
+		{stateRemoving, eventExit}:    stateRemoving,
 	}
 	for _, s := range states {
 		legal[at{s, eventRemove}] = stateRemoving

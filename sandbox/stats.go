@@ -67,8 +67,8 @@ func (m *Manager) ContainerStats(ctx context.Context, id string) (*cri.Container
 	return c.measure(ctx)
 }
 
-// ListContainerStats measures the containers that pass the filter and have not
-// exited. One that ends meanwhile is left out.
+// ListContainerStats measures the containers that pass the filter and run. One
+// that ends meanwhile, or cannot be measured, is left out.
 func (m *Manager) ListContainerStats(ctx context.Context, filter *cri.ContainerStatsFilter) ([]*cri.ContainerStats, error) {
 	out := []*cri.ContainerStats{}
 	list := m.ListContainers(&cri.ContainerFilter{Id: filter.GetId(), PodSandboxId: filter.GetPodSandboxId(), LabelSelector: filter.GetLabelSelector()})
@@ -76,16 +76,11 @@ func (m *Manager) ListContainerStats(ctx context.Context, filter *cri.ContainerS
 		if item.State != cri.ContainerState_CONTAINER_RUNNING {
 			continue
 		}
-		stats, err := m.ContainerStats(ctx, item.Id)
-		switch {
-		case kind.Is(err, kind.NotFound):
-		case err != nil:
-			return nil, err
-		default:
+		if stats, err := m.ContainerStats(ctx, item.Id); m.measured(ctx, err) {
 			out = append(out, stats)
 		}
 	}
-	return out, nil
+	return out, ctx.Err()
 }
 
 func (c *Container) measure(ctx context.Context) (*cri.ContainerStats, error) {
@@ -121,23 +116,27 @@ func (m *Manager) PodStats(ctx context.Context, id string) (*cri.PodSandboxStats
 }
 
 // ListPodStats measures the ready pods that pass the filter. One that ends
-// meanwhile is left out.
+// meanwhile, or cannot be measured, is left out.
 func (m *Manager) ListPodStats(ctx context.Context, filter *cri.PodSandboxStatsFilter) ([]*cri.PodSandboxStats, error) {
 	out := []*cri.PodSandboxStats{}
 	for _, item := range m.ListPods(&cri.PodSandboxFilter{Id: filter.GetId(), LabelSelector: filter.GetLabelSelector()}) {
 		if item.State != cri.PodSandboxState_SANDBOX_READY {
 			continue
 		}
-		stats, err := m.PodStats(ctx, item.Id)
-		switch {
-		case kind.Is(err, kind.NotFound):
-		case err != nil:
-			return nil, err
-		default:
+		if stats, err := m.PodStats(ctx, item.Id); m.measured(ctx, err) {
 			out = append(out, stats)
 		}
 	}
-	return out, nil
+	return out, ctx.Err()
+}
+
+// measured says whether one of a list could be measured. If not, the others
+// still are: a kubelet without any statistics evicts by guesswork.
+func (m *Manager) measured(ctx context.Context, err error) bool {
+	if err != nil && !kind.Is(err, kind.NotFound) && ctx.Err() == nil {
+		m.log.WithError(err).Warn("left out of a list of statistics")
+	}
+	return err == nil
 }
 
 func (p *Pod) measure(ctx context.Context) (*cri.PodSandboxStats, error) {

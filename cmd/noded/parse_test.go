@@ -120,25 +120,3 @@ func TestTexts(t *testing.T) {
 		}
 	}
 }
-
-func TestRuntimeFloors(t *testing.T) {
-	for _, c := range []struct {
-		output string
-		good   bool
-	}{
-		{"runc version 1.1.5+ds1\ncommit: x\n", false},
-		{"runc version 1.3.5\n", false}, {"runc version 1.3.6\n", true},
-		{"runc version 1.4.2\n", false}, {"runc version 1.4.3\n", true},
-		{"runc version 1.5.2\n", true}, {"runc version 1.6.0-rc.1\n", true}, {"runc version 2.0.0\n", true},
-		{"crun version 1.8.1\n", false}, {"crun version 1.30.1\n", true}, {"crun version 1.31\n", true},
-		{"youki version 0.5.0\n", true},
-	} {
-		program, version, ok := parseRuntimeVersion(c.output)
-		if !ok || (belowFloor(program, version) == "") != c.good {
-			t.Errorf("%q: %s %s %v, floor %q, want good %v", c.output, program, version, ok, belowFloor(program, version), c.good)
-		}
-	}
-	if _, _, ok := parseRuntimeVersion("usage: runsc"); ok {
-		t.Error("a text without a version was taken")
-	}
-}
