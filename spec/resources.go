@@ -30,6 +30,9 @@ func Resources(r *cri.LinuxContainerResources, f Facts) (*rspec.LinuxResources, 
 	if err := validateResources(r); err != nil {
 		return nil, err
 	}
+	if err := validateOnNode(r, f); err != nil {
+		return nil, err
+	}
 	out := &rspec.LinuxResources{CPU: cpuLimits(r), Memory: memoryLimits(r, f)}
 	var err error
 	if out.HugepageLimits, err = hugePages(r, f); err != nil {

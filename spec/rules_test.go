@@ -248,6 +248,23 @@ func TestStopSignal(t *testing.T) {
 }
 
 // TestResources: zero is left out, swap follows memory, clamps and warnings.
+// CPUs and memory nodes that the node does not have are the request's mistake.
+func TestResourcesOnNode(t *testing.T) {
+	f := Facts{CPUs: 2, MemoryNodes: 1}
+	for _, c := range []struct {
+		cpus, mems string
+		ok         bool
+	}{{"0-1", "0", true}, {"", "", true}, {"2", "", false}, {"0,99", "", false}, {"0", "1", false}} {
+		_, err := Resources(&cri.LinuxContainerResources{CpusetCpus: c.cpus, CpusetMems: c.mems}, f)
+		if (err == nil) != c.ok || err != nil && !kind.Is(err, kind.Invalid) {
+			t.Errorf("CPUs %q, memory nodes %q: %v", c.cpus, c.mems, err)
+		}
+	}
+	if _, err := Resources(&cri.LinuxContainerResources{CpusetCpus: "99"}, Facts{}); err != nil {
+		t.Errorf("on a node whose CPUs are unknown: %v", err)
+	}
+}
+
 func TestResources(t *testing.T) {
 	f := testInput().Facts
 	r, err := Resources(&cri.LinuxContainerResources{CpuQuota: -1, MemoryLimitInBytes: -1}, f)

@@ -19,6 +19,8 @@ type Facts struct {
 	HostDevices    []rspec.LinuxDevice // what a privileged container gets
 	Swap           bool                // memory.memsw / memory.swap exists
 	HugePages      []string            // "2MB", "1GB"
+	CPUs           int                 // highest number of a CPU that is online, plus 1; 0 unknown
+	MemoryNodes    int                 // the same of NUMA nodes
 	Rlimits        []rspec.POSIXRlimit // hard limits that noded itself cannot exceed; empty: none known
 	OOMScoreFloor  int                 // lowest oom_score_adj this process may set; CAP_SYS_RESOURCE gives -1000
 	RuntimeSpecMax string              // newest spec version the handler takes; "" is 1.0.2

@@ -49,6 +49,20 @@ func validateResources(r *cri.LinuxContainerResources) error {
 	return validateUnified(r.GetUnified())
 }
 
+// validateOnNode refuses CPUs and memory nodes that this node does not have;
+// the kernel would, but in words that no user knows the pod by.
+func validateOnNode(r *cri.LinuxContainerResources, f Facts) error {
+	if f.CPUs > 0 {
+		if err := validateCPUSet("cpuset_cpus", r.GetCpusetCpus(), f.CPUs-1); err != nil {
+			return err
+		}
+	}
+	if f.MemoryNodes > 0 {
+		return validateCPUSet("cpuset_mems", r.GetCpusetMems(), f.MemoryNodes-1)
+	}
+	return nil
+}
+
 // validateCPUSet reads the list format of cpuset(7): "0-3,8". "" is all.
 func validateCPUSet(what, list string, highest int) error {
 	if list == "" {

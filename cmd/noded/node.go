@@ -78,7 +78,7 @@ func findCommand(name string) string {
 func specFacts(node facts.Node, host *cgroup.Host, systemd bool) spec.Facts {
 	return spec.Facts{
 		CgroupV2: host.Mode() == cgroup.V2, SystemdCgroup: systemd, Seccomp: node.Seccomp, AppArmor: node.AppArmor, SELinux: node.SELinux,
-		Capabilities: node.Capabilities, Swap: node.Swap, HugePages: node.Huge, Rlimits: node.Rlimits,
+		Capabilities: node.Capabilities, Swap: node.Swap, HugePages: node.Huge, CPUs: node.CPUs, MemoryNodes: node.Nodes, Rlimits: node.Rlimits,
 		OOMScoreFloor: node.OOMScoreFloor, Hostname: node.Hostname,
 	}
 }

@@ -28,6 +28,8 @@ type Node struct {
 	AppArmor bool
 	SELinux  bool
 	Swap     bool     // memory cgroups account for swap
+	CPUs     int      // highest number of an online CPU, plus 1; 0 unknown
+	Nodes    int      // the same of NUMA nodes
 	Huge     []string // page sizes whose use can be limited: "2MB", "1GB"
 
 	Capabilities  []string            // that noded has and can give: "CAP_CHOWN" …, in the kernel's order
@@ -63,9 +65,21 @@ func Read(ctx context.Context, root string) (Node, error) {
 	if n.OOMScoreFloor, err = h.oomScoreFloor(n.Capabilities); err != nil {
 		return Node{}, err
 	}
+	n.CPUs = count(h.value("sys/devices/system/cpu/online"))
+	n.Nodes = count(h.value("sys/devices/system/node/online"))
 	n.Swap = h.swap(n.CgroupV2)
 	n.Huge = h.hugePages(n.CgroupV2)
 	return n, ctx.Err()
+}
+
+// count is the last number of a list like "0-3,8" plus 1; 0 if there is none.
+func count(list string) int {
+	last := list[strings.LastIndexAny(list, ",-")+1:]
+	n, err := strconv.Atoi(last)
+	if err != nil {
+		return 0
+	}
+	return n + 1
 }
 
 // host reads small files below a root.

@@ -149,3 +149,11 @@ func TestSeccompProfile(t *testing.T) {
 		}
 	}
 }
+
+func TestCount(t *testing.T) {
+	for list, want := range map[string]int{"": 0, "0": 1, "0-1": 2, "0-3,8": 9, "0,2-5": 6, "x": 0} {
+		if got := count(list); got != want {
+			t.Errorf("count(%q) = %d, want %d", list, got, want)
+		}
+	}
+}

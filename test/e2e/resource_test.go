@@ -22,18 +22,18 @@ func TestLimits(t *testing.T) {
 	c := p.Run(t, "sleep 1000", func(c *cri.ContainerConfig) {
 		c.Linux.Resources = &cri.LinuxContainerResources{CpuShares: 512, CpuPeriod: 100000, CpuQuota: 50000, MemoryLimitInBytes: 64 << 20, CpusetCpus: "0", CpusetMems: "0", OomScoreAdj: 500}
 	})
-	assertLimits(t, c, "512", "100000", "50000", "67108864", "0")
+	assertLimits(t, c, limits{"512", "100000", "50000", "67108864", "0"})
 	if got := c.Shell(t, "cat /proc/1/oom_score_adj /proc/self/oom_score_adj"); got != "500\n500\n" {
 		t.Errorf("oom_score_adj %q", got)
 	}
 	must(t, update(n, c.ID, &cri.LinuxContainerResources{CpuShares: 256, CpuPeriod: 50000, CpuQuota: 10000, MemoryLimitInBytes: 128 << 20, CpusetCpus: "0-1"}))
-	assertLimits(t, c, "256", "50000", "10000", "134217728", "0-1")
+	assertLimits(t, c, limits{"256", "50000", "10000", "134217728", "0-1"})
 	if noded() {
 		if r := c.Status(t).GetResources().GetLinux(); r.GetCpuShares() != 256 || r.GetMemoryLimitInBytes() != 128<<20 || r.GetCpusetCpus() != "0-1" {
 			t.Errorf("status tells %v", r)
 		}
 		wantCode(t, update(n, c.ID, &cri.LinuxContainerResources{CpuShares: 300, CpusetCpus: "99"}), codes.InvalidArgument)
-		assertLimits(t, c, "256", "50000", "10000", "134217728", "0-1") // all or nothing
+		assertLimits(t, c, limits{"256", "50000", "10000", "134217728", "0-1"}) // all or nothing
 		wantCode(t, update(n, ended(t, p), &cri.LinuxContainerResources{CpuShares: 300}), codes.FailedPrecondition)
 	}
 }
@@ -45,11 +45,14 @@ func update(n *node.Node, id string, r *cri.LinuxContainerResources) error {
 	return err
 }
 
-func assertLimits(t *testing.T, c *node.Container, shares, period, quota, memory, cpus string) {
+// limits are the contents of cgroup files.
+type limits struct{ shares, period, quota, memory, cpus string }
+
+func assertLimits(t *testing.T, c *node.Container, l limits) {
 	t.Helper()
 	for _, f := range []struct{ controller, file, want string }{
-		{"cpu", "cpu.shares", shares}, {"cpu", "cpu.cfs_period_us", period}, {"cpu", "cpu.cfs_quota_us", quota},
-		{"memory", "memory.limit_in_bytes", memory}, {"cpuset", "cpuset.cpus", cpus},
+		{"cpu", "cpu.shares", l.shares}, {"cpu", "cpu.cfs_period_us", l.period}, {"cpu", "cpu.cfs_quota_us", l.quota},
+		{"memory", "memory.limit_in_bytes", l.memory}, {"cpuset", "cpuset.cpus", l.cpus},
 	} {
 		if got := c.Cgroup(t, f.controller, f.file); got != f.want {
 			t.Errorf("%s is %q, want %q", f.file, got, f.want)
