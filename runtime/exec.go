@@ -4,12 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"noded.dev/noded/internal/kind"
 	"noded.dev/noded/runtime/pidfd"
@@ -151,10 +148,4 @@ func (m files) close() {
 	for _, f := range m {
 		f.Close()
 	}
-}
-
-// isEnd reports that err is an ordinary end of input: a terminal gives EIO
-// when the last process has closed it.
-func isEnd(err error) bool {
-	return err == nil || errors.Is(err, io.EOF) || errors.Is(err, unix.EIO) || errors.Is(err, os.ErrClosed)
 }

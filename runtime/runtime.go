@@ -32,16 +32,15 @@ type Options struct {
 // Runtime is the daemon's side: it talks to the shim, restarts it when it
 // dies, and keeps copies of all its descriptors for that.
 type Runtime struct {
-	dir          stateDir
-	shimCommand  []string
-	log          *logrus.Entry
-	handlers     map[string]HandlerInfo
-	defaultName  string
-	exits        chan Exit
-	stop         context.CancelFunc
-	work         sync.WaitGroup
-	exitMore     chan struct{}
-	exitsClosing sync.Once
+	dir         stateDir
+	shimCommand []string
+	log         *logrus.Entry
+	handlers    map[string]HandlerInfo
+	defaultName string
+	exits       chan Exit
+	stop        context.CancelFunc
+	work        sync.WaitGroup
+	exitMore    chan struct{}
 
 	mu        sync.Mutex
 	link      link
@@ -49,6 +48,7 @@ type Runtime struct {
 	exitQueue []Exit
 	exitSeen  map[string]bool // until the container is deleted
 	reaping   map[string]bool
+	shims     shims
 }
 
 // link is the state of the connection to the shim.
@@ -71,6 +71,7 @@ func Open(ctx context.Context, o Options) (*Runtime, error) {
 		dir: stateDir(o.StateDir), shimCommand: o.ShimCommand, log: o.Log, defaultName: o.Default,
 		handlers: map[string]HandlerInfo{}, exits: make(chan Exit), exitMore: make(chan struct{}, 1),
 		link: link{changed: make(chan struct{})}, files: map[string]*os.File{}, exitSeen: map[string]bool{}, reaping: map[string]bool{},
+		shims: shims{pids: map[int]bool{}, ended: make(chan struct{}, 1), orphans: map[Process]bool{}},
 	}
 	if r.log == nil {
 		r.log = logrus.NewEntry(logrus.StandardLogger())
@@ -98,6 +99,7 @@ func Open(ctx context.Context, o Options) (*Runtime, error) {
 	r.stop = stop
 	r.work.Go(func() { r.supervise(own, conn) })
 	r.work.Go(func() { r.feedExits(own) })
+	r.work.Go(func() { r.collectOrphans(own) })
 	wait, cancel := context.WithTimeout(ctx, openLimit)
 	defer cancel()
 	if err := r.awaitUp(wait); err != nil {

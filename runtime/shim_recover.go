@@ -32,6 +32,9 @@ func (s *shim) recover(in *inheritance) error {
 			s.log.WithError(err).WithField("container", d.Name()).Error("container is not taken over whole")
 		}
 	}
+	if !in.resumed {
+		s.killOrphans()
+	}
 	s.resumeSessions(in) // before any output moves, or attached clients miss it
 	in.closeRest()
 	for _, c := range s.containers {
@@ -124,6 +127,7 @@ type inheritance struct {
 	socket   *net.UnixListener
 	files    map[string]*os.File // "<container>/<name>"
 	sessions []sessionRecord
+	resumed  bool // by re-execution: nothing was lost
 }
 
 // take removes and returns the descriptors of a container by name.

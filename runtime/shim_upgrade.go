@@ -122,6 +122,7 @@ func (in *inheritance) fromMemory(f *os.File) error {
 		unix.CloseOnExec(fd)
 		return os.NewFile(uintptr(fd), name)
 	}
+	in.resumed = true
 	in.lock = open(m.Lock, "lock")
 	socket := open(m.Socket, "socket")
 	defer socket.Close()

@@ -195,10 +195,9 @@ func (r *Runtime) startShim(ctx context.Context) error {
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	if err := r.startChild(cmd); err != nil {
 		return fmt.Errorf("start shim: %w", err)
 	}
-	go cmd.Wait() // for as long as the shim lives; it may outlive us
 	theirs.Close()
 	if err := r.handOver(ctx, ours); err != nil {
 		return kind.Errorf(kind.Unavailable, "shim did not come up: %w: %s", err, tail(r.dir.shimLog()))

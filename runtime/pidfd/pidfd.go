@@ -3,11 +3,9 @@
 package pidfd
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -163,31 +161,6 @@ func control(f *os.File, do func(fd int) error) error {
 
 // StartTime is when a process was started, in clock ticks after boot.
 func StartTime(pid int) (uint64, error) {
-	s, err := readStat(pid)
-	return s.start, err
-}
-
-type stat struct {
-	state         byte
-	ppid, session int
-	start         uint64
-}
-
-// readStat reads proc_pid_stat(5). The command name in it is the process's to
-// choose, so fields are counted from the last parenthesis.
-func readStat(pid int) (stat, error) {
-	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return stat{}, fmt.Errorf("read status of process: %w", err)
-	}
-	f := bytes.Fields(data[bytes.LastIndexByte(data, ')')+1:])
-	if len(f) < 20 {
-		return stat{}, fmt.Errorf("status of process %d is malformed", pid)
-	}
-	var s stat
-	s.state = f[0][0]
-	s.ppid, _ = strconv.Atoi(string(f[1]))
-	s.session, _ = strconv.Atoi(string(f[3]))
-	s.start, err = strconv.ParseUint(string(f[19]), 10, 64)
-	return s, err
+	p, err := Read(pid)
+	return p.Start, err
 }

@@ -2,7 +2,6 @@ package pidfd
 
 import (
 	"os"
-	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -55,31 +54,21 @@ func kill(pid int, start uint64) bool {
 
 // members maps the living processes of root's tree and session to their start.
 func members(root int) map[int]uint64 {
-	dir, err := os.Open("/proc")
+	all, err := All()
 	if err != nil {
 		return nil
 	}
-	defer dir.Close()
-	names, _ := dir.Readdirnames(-1) // what could be read is what can be killed
-	all := make(map[int]stat, len(names))
-	for _, name := range names {
-		if pid, err := strconv.Atoi(name); err == nil {
-			if s, err := readStat(pid); err == nil {
-				all[pid] = s
-			}
-		}
-	}
 	tree := map[int]uint64{}
-	if s, ok := all[root]; ok {
-		tree[root] = s.start
+	if p, ok := all[root]; ok {
+		tree[root] = p.Start
 	}
 	for grown := true; grown; {
 		grown = false
-		for pid, s := range all {
+		for pid, p := range all {
 			_, have := tree[pid]
-			_, child := tree[s.ppid]
-			if !have && (child || s.ppid == root || s.session == root) && s.state != 'Z' && s.state != 'X' {
-				tree[pid], grown = s.start, true
+			_, child := tree[p.Parent]
+			if !have && (child || p.Parent == root || p.Session == root) && !p.Zombie {
+				tree[pid], grown = p.Start, true
 			}
 		}
 	}
