@@ -190,7 +190,7 @@ func (c *Container) publish() {
 		Labels: config.Labels, Annotations: config.Annotations, Mounts: config.Mounts, LogPath: r.LogPath,
 		Resources: c.resources(), User: criUser(r.User), StopSignal: r.StopSignalName,
 	}
-	if !r.StartedAt.IsZero() {
+	if !r.StartedAt.IsZero() && r.State != stateStarting {
 		status.StartedAt = r.StartedAt.UnixNano()
 	}
 	if !r.FinishedAt.IsZero() {

@@ -40,7 +40,8 @@ func (m *Manager) StartContainer(ctx context.Context, id string) error {
 }
 
 func (c *Container) start(ctx context.Context, at func(string)) error {
-	if _, err := c.on(eventStart, nil); err != nil {
+	// The time is taken before the process can have ended.
+	if _, err := c.on(eventStart, func(r *containerRecord) { r.StartedAt = time.Now() }); err != nil {
 		return err
 	}
 	if refused := c.record().StartError; refused != nil {
@@ -57,7 +58,7 @@ func (c *Container) start(ctx context.Context, at func(string)) error {
 }
 
 func (c *Container) started() error {
-	moved, err := c.on(eventStarted, func(r *containerRecord) { r.StartedAt = time.Now() })
+	moved, err := c.on(eventStarted, nil)
 	if moved {
 		c.log.Info("container is running")
 		c.m.announce(c.pod, c.id, cri.ContainerEventType_CONTAINER_STARTED_EVENT)
@@ -107,10 +108,8 @@ func (c *Container) exited(exit runtime.Exit) {
 func (c *Container) finish(exit runtime.Exit, reason, message string) {
 	moved, err := c.on(eventExit, func(r *containerRecord) {
 		r.FinishedAt, r.ExitCode, r.Reason, r.Message = exit.At, exit.Code, reason, message
-		if r.StartedAt.IsZero() && reason != reasonStartError {
-			// It ended before its start was written down; kubelets take a
-			// finish without a start for one that never ran.
-			r.StartedAt = r.CreatedAt
+		if reason == reasonStartError {
+			r.StartedAt = time.Time{} // it never ran
 		}
 	})
 	if !moved {

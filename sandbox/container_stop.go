@@ -51,8 +51,13 @@ func (c *Container) stop(ctx context.Context, grace time.Duration) error {
 		return nil
 	}
 	if grace > 0 && c.view.Load().state == stateRunning {
-		if ended, err := c.terminate(ctx, grace); ended || err != nil {
+		ended, err := c.terminate(ctx, grace)
+		if err != nil {
 			return err
+		}
+		if ended {
+			// Without a PID namespace of its own, what the init started lives on.
+			return c.m.cgroups.Kill(ctx, c.m.cgroups.Dir(c.record().Cgroup))
 		}
 	}
 	if err := c.kill(ctx); err != nil {
