@@ -13,7 +13,7 @@ import (
 // frames, and descriptors beside them (package wire).
 //
 //	op       descriptors ->              <- frames (descriptors)
-//	hello                                reply{Version, Pid}
+//	hello                                reply{Version, Build, Pid}
 //	watch                                event{Put}(named) ... event{Exit} event{Drop} ... until one side ends
 //	create                               reply{Process}
 //	start, signal, delete, update, reopen   reply
@@ -48,6 +48,7 @@ type reply struct {
 	V       int
 	Error   *wireError `json:",omitempty"`
 	Version string     `json:",omitempty"`
+	Build   string     `json:",omitempty"` // of the shim's program, see buildID
 	Pid     int        `json:",omitempty"`
 	Process *Process   `json:",omitempty"`
 	States  []State    `json:",omitempty"`

@@ -63,9 +63,9 @@ type link struct {
 // the daemon from starting: its calls fail then, one by one.
 const openLimit = 2 * time.Second
 
-// Open finds the shim or starts it, and takes over what it holds. An error
-// means that there can be no shim; missing OCI runtimes are reported by
-// Handlers.
+// Open finds the shim or starts it, and takes over what it holds. A shim of
+// another build than ShimCommand's is upgraded in place. An error means that
+// there can be no shim; missing OCI runtimes are reported by Handlers.
 func Open(ctx context.Context, o Options) (*Runtime, error) {
 	r := &Runtime{
 		dir: stateDir(o.StateDir), shimCommand: o.ShimCommand, log: o.Log, defaultName: o.Default,
@@ -104,7 +104,9 @@ func Open(ctx context.Context, o Options) (*Runtime, error) {
 	defer cancel()
 	if err := r.awaitUp(wait); err != nil {
 		r.log.WithError(err).Warn("the shim does not answer yet")
+		return r, nil
 	}
+	r.renewShim(ctx)
 	return r, nil
 }
 
@@ -202,8 +204,9 @@ func (r *Runtime) ShimPid(ctx context.Context) (int, error) {
 	return rep.Pid, err
 }
 
-// UpgradeShim makes the shim re-execute itself as Options.ShimCommand, keeping its pid, children and descriptors. Containers, their output, execs
-// and attached clients do not notice. On failure the old shim goes on.
+// UpgradeShim makes the shim re-execute itself as Options.ShimCommand, keeping
+// its pid, children and descriptors. Containers, their output, execs and
+// attached clients do not notice. On failure the old shim goes on.
 func (r *Runtime) UpgradeShim(ctx context.Context) error {
 	// By descriptor: the path may lead to another file by the time of the exec.
 	fd, err := unix.Open(r.shimCommand[0], unix.O_PATH|unix.O_CLOEXEC, 0)

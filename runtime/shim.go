@@ -35,6 +35,7 @@ type shim struct {
 	reaper  *reaper
 	cgroups *cgroup.Host // nil: execs go through the OCI runtime
 	version string
+	build   string
 
 	mu         sync.Mutex
 	containers map[string]*container
@@ -114,6 +115,9 @@ func newShim(opt shimOptions) (*shim, *inheritance, error) {
 		}
 	}
 	var err error
+	if s.build, err = buildID("/proc/self/exe"); err != nil {
+		s.log.WithError(err).Warn("the daemon will take this for another build")
+	}
 	if s.cgroups, err = cgroup.Detect(""); err != nil {
 		s.log.WithError(err).Warn("execs need the OCI runtime, which takes far longer")
 	}
@@ -343,7 +347,7 @@ func (s *shim) call(ctx context.Context, c *net.UnixConn, req request) (reply, e
 	defer cancel()
 	switch req.Op {
 	case "hello":
-		return reply{Version: s.version, Pid: os.Getpid()}, nil
+		return reply{Version: s.version, Build: s.build, Pid: os.Getpid()}, nil
 	case "list":
 		return reply{States: s.states()}, nil
 	case "create":
