@@ -101,6 +101,12 @@ type Images struct {
 	// A download that brings less than this a second, over a minute, goes on from the
 	// next mirror, or fails.
 	MinRate Size `toml:"min_rate"`
+	// Further token servers that credentials may be sent to, as "host" or "host:port".
+	// Without them only a server of the registry's own domain gets any.
+	TokenHosts []string `toml:"token_hosts"`
+	// Images that the kubelet never collects: full references with a tag or a digest, in
+	// which "*" stands for any text, such as "registry.k8s.io/pause:*".
+	Pinned []string `toml:"pinned" reload:"yes"`
 }
 
 // Default is the configuration of an empty file.
@@ -128,6 +134,8 @@ func Default() Config {
 			RegistryDirs: []string{"/etc/noded/certs.d", "/etc/containerd/certs.d", "/etc/docker/certs.d"},
 			MaxParallel:  3,
 			MinRate:      Size(1 << 10),
+			TokenHosts:   []string{},
+			Pinned:       []string{},
 		},
 	}
 }

@@ -119,7 +119,7 @@ func TestValidateTellsEverything(t *testing.T) {
 	cfg.Network.ConfDir = "net.d"
 	cfg.Network.BinDirs = []string{"bin"}
 	cfg.Network.Builtin = Builtin{Bridge: "much-too-long-name", Subnets: []string{"10.0.0.1/16", "10.1.0.0/16", "x"}}
-	cfg.Images = Images{RegistryDirs: []string{"certs.d"}, MaxParallel: 0, MinRate: -1}
+	cfg.Images = Images{RegistryDirs: []string{"certs.d"}, MaxParallel: 0, MinRate: -1, TokenHosts: []string{"https://auth/"}, Pinned: []string{"pause"}}
 	err := cfg.Validate()
 	if err == nil {
 		t.Fatal("no error")
@@ -127,6 +127,29 @@ func TestValidateTellsEverything(t *testing.T) {
 	for _, l := range leaves(cfg) {
 		if !strings.Contains(err.Error(), l.key+":") && !strings.HasPrefix(l.key, "runtime.handlers.runc") {
 			t.Errorf("nothing is said about the bad value of %s:\n%v", l.key, err)
+		}
+	}
+}
+
+func TestValidateImages(t *testing.T) {
+	for host, ok := range map[string]bool{
+		"auth.example.com": true, "auth.example.com:5001": true, "[::1]:5000": true,
+		"": false, "https://auth.example.com": false, "auth.example.com/token": false, "user@auth.example.com": false, "a b": false,
+	} {
+		cfg := Default()
+		cfg.Images.TokenHosts = []string{host}
+		if err := cfg.Validate(); (err == nil) != ok {
+			t.Errorf("token host %q: %v, want ok %v", host, err, ok)
+		}
+	}
+	for pattern, ok := range map[string]bool{
+		"*": true, "registry.k8s.io/*": true, "docker.io/library/busybox:1.36": true, "r/a@sha256:00": true,
+		"": false, "busybox": false, "registry.k8s.io/pause:3 .10": false,
+	} {
+		cfg := Default()
+		cfg.Images.Pinned = []string{pattern}
+		if err := cfg.Validate(); (err == nil) != ok {
+			t.Errorf("pinned %q: %v, want ok %v", pattern, err, ok)
 		}
 	}
 }
@@ -174,9 +197,11 @@ func TestDiff(t *testing.T) {
 	after.Log.Level = "debug"
 	after.Root = "/elsewhere"
 	after.Images.MinRate = 0
+	after.Images.Pinned = []string{"*"}
 	after.Runtime.Handlers = map[string]Handler{"crun": {Path: "crun"}}
 	want := []Change{
 		{"images.min_rate", `"1KiB"`, `"0B"`, false},
+		{"images.pinned", "[]", `["*"]`, true},
 		{"log.level", `"info"`, `"debug"`, true},
 		{"root", `"/var/lib/noded"`, `"/elsewhere"`, false},
 		{"runtime.handlers.crun.path", "", `"crun"`, false},

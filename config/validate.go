@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"net/url"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -175,5 +176,16 @@ func (i Images) validate(p *problems) {
 	}
 	if i.MinRate < 0 {
 		p.addf("images.min_rate", "it is below 0")
+	}
+	for _, host := range i.TokenHosts {
+		// What a URL with this host and nothing else has as its host.
+		if u, err := url.Parse("https://" + host); err != nil || host == "" || u.Host != host {
+			p.addf("images.token_hosts", "%q is not a host such as auth.example.com or auth.example.com:5001", host)
+		}
+	}
+	for _, pattern := range i.Pinned {
+		if pattern == "" || strings.ContainsAny(pattern, " \t\n\x00") || !strings.ContainsAny(pattern, "*:@") {
+			p.addf("images.pinned", "%q can match no image: references have a tag or a digest, or write a \"*\"", pattern)
+		}
 	}
 }

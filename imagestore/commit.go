@@ -154,8 +154,8 @@ func (s *Store) correct(folders []layer.Folder) (*pulledLayer, error) {
 		return l, nil
 	}
 	s.mu.Unlock()
-	_, cancel := context.WithCancelCause(s.ctx)
-	j := &job{hex: l.hex, users: 1, cancel: cancel, done: make(chan struct{})}
+	nothing := func(error) {} // it is made here and now
+	j := &job{hex: l.hex, users: 1, cancel: nothing, done: make(chan struct{})}
 	l.job = j
 	close(j.done)
 	err = s.stage(j)
@@ -244,7 +244,7 @@ func (s *Store) retag(rec *imageRecord, ref registry.Reference, r *registry.Reso
 			s.log.WithError(err).WithField("image", l.ID).Warn("record of moved tag is not written")
 		}
 	}
-	return rec.image(), nil
+	return s.image(rec), nil
 }
 
 func addName(list []string, name string) []string {

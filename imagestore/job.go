@@ -16,6 +16,7 @@ import (
 	"noded.dev/noded/imagestore/layer"
 	"noded.dev/noded/imagestore/registry"
 	"noded.dev/noded/internal/kind"
+	"noded.dev/noded/internal/steps"
 )
 
 // job makes one layer in the staging folder, for all pulls that need it.
@@ -36,7 +37,7 @@ type job struct {
 
 // hold makes sure that each layer is there, is being made, or is begun now,
 // and stays until release.
-func (s *Store) hold(session *registry.Session, layers []*pulledLayer) {
+func (s *Store) hold(ctx context.Context, session *registry.Session, layers []*pulledLayer) {
 	slots := make(chan struct{}, s.opts.MaxLayersAtOnce)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -51,11 +52,11 @@ func (s *Store) hold(session *registry.Session, layers []*pulledLayer) {
 			l.job = j
 			continue
 		}
-		ctx, cancel := context.WithCancelCause(s.ctx)
+		own, cancel := s.ownContextLocked(ctx)
 		j := &job{hex: l.hex, users: 1, cancel: cancel, done: make(chan struct{})}
 		s.jobs[l.hex], l.job = j, j
 		desc := l.desc
-		s.workers.Go(func() { s.runJob(ctx, j, session, desc, slots) })
+		s.workers.Go(func() { s.runJob(own, j, session, desc, slots) })
 	}
 }
 
@@ -69,7 +70,7 @@ func (s *Store) release(layers []*pulledLayer, keep bool) {
 		switch {
 		case l.ready:
 			s.releaseLocked([]string{l.hex})
-		case keep && l.job.finished() && s.jobs[l.hex] == l.job && s.ctx.Err() == nil:
+		case keep && l.job.finished() && s.jobs[l.hex] == l.job && !s.isClosing():
 			j := l.job
 			s.workers.Go(func() { s.keep(j) })
 		default:
@@ -84,7 +85,7 @@ func (s *Store) keep(j *job) {
 	defer t.Stop()
 	select {
 	case <-t.C:
-	case <-s.ctx.Done():
+	case <-s.closing:
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -135,7 +136,7 @@ func (s *Store) dropJobLocked(j *job) {
 func (s *Store) runJob(ctx context.Context, j *job, session *registry.Session, desc ocispec.Descriptor, slots chan struct{}) {
 	select {
 	case slots <- struct{}{}:
-		j.err = s.makeLayer(ctx, j, session, desc)
+		j.err = steps.Guard(s.panicked, func() error { return s.makeLayer(ctx, j, session, desc) })
 		<-slots
 	case <-ctx.Done():
 		j.err = context.Cause(ctx)

@@ -13,6 +13,7 @@ import (
 
 	"noded.dev/noded/imagestore/registry"
 	"noded.dev/noded/internal/kind"
+	"noded.dev/noded/internal/steps"
 )
 
 // pull is one pull under way, wanted by one or more callers.
@@ -66,7 +67,7 @@ func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (Image, err
 	if err != nil {
 		return Image{}, err
 	}
-	p, err := s.join(parsed, auth)
+	p, err := s.join(ctx, parsed, auth)
 	if err != nil {
 		return Image{}, err
 	}
@@ -94,7 +95,7 @@ func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (Image, err
 
 // join finds the pull that a caller can share, or starts it. Credentials are
 // part of what makes pulls equal: nobody gets an image by another's.
-func (s *Store) join(ref registry.Reference, auth *registry.Auth) (*pull, error) {
+func (s *Store) join(ctx context.Context, ref registry.Reference, auth *registry.Auth) (*pull, error) {
 	key := ref.String()
 	if auth != nil {
 		sum := sha256.Sum256(fmt.Appendf(nil, "%q %q %q %q %q", auth.Username, auth.Password, auth.IdentityToken, auth.RegistryToken, auth.ServerAddress))
@@ -102,18 +103,18 @@ func (s *Store) join(ref registry.Reference, auth *registry.Auth) (*pull, error)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ctx.Err() != nil {
+	if s.isClosing() {
 		return nil, kind.Errorf(kind.Unavailable, "pull %s: the image store is closed", ref)
 	}
 	if p := s.pulls[key]; p != nil {
 		p.waiters++
 		return p, nil
 	}
-	ctx, cancel := context.WithCancelCause(s.ctx)
+	own, cancel := s.ownContextLocked(ctx)
 	p := &pull{key: key, ref: ref, started: time.Now(), waiters: 1, cancel: cancel, done: make(chan struct{})}
 	s.pulls[key] = p
 	s.publishLocked()
-	s.workers.Go(func() { s.run(ctx, p, auth) })
+	s.workers.Go(func() { s.run(own, p, auth) })
 	return p, nil
 }
 
@@ -133,8 +134,11 @@ func (s *Store) leave(p *pull) {
 }
 
 func (s *Store) run(ctx context.Context, p *pull, auth *registry.Auth) {
-	p.image, p.err = s.pull(ctx, p, auth)
-	if p.err != nil && s.ctx.Err() != nil {
+	p.err = steps.Guard(s.panicked, func() (err error) {
+		p.image, err = s.pull(ctx, p, auth)
+		return err
+	})
+	if p.err != nil && s.isClosing() {
 		p.err = kind.Errorf(kind.Unavailable, "pull %s: the image store is closing: %w", p.ref, p.err)
 	}
 	s.mu.Lock()
@@ -146,6 +150,9 @@ func (s *Store) run(ctx context.Context, p *pull, auth *registry.Auth) {
 	p.ended.Store(true)
 	close(p.done)
 }
+
+// panicked notes that an image has found a bug; it costs only its own pull.
+func (s *Store) panicked(stack string) { s.log.WithField("stack", stack).Error("pull panicked") }
 
 // pull does the work of a pull.
 func (s *Store) pull(ctx context.Context, p *pull, auth *registry.Auth) (Image, error) {
@@ -163,7 +170,7 @@ func (s *Store) pull(ctx context.Context, p *pull, auth *registry.Auth) (Image, 
 		return img, err
 	}
 	layers := distinct(r)
-	s.hold(session, layers)
+	s.hold(ctx, session, layers)
 	p.layers.Store(&layers)
 	img, err := s.finish(ctx, p.ref, r, layers)
 	// On a full disk nothing is kept for later.

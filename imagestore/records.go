@@ -40,10 +40,10 @@ type imageRecord struct {
 	held     []string       // layers that this record is counted as a user of
 }
 
-func (r *imageRecord) image() Image {
+func (s *Store) image(r *imageRecord) Image {
 	return Image{
 		ID: r.ID, Tags: r.Tags, Digests: r.Digests, Size: r.Size, Config: *r.config,
-		Manifest: r.Manifest, PulledAt: r.PulledAt,
+		Manifest: r.Manifest, PulledAt: r.PulledAt, Pinned: s.pins.Load().match(r),
 	}
 }
 

@@ -26,7 +26,8 @@ type Options struct {
 	Root            string        // folder of the store; made if missing
 	RegistryDirs    []string      // hosts.toml folders, as /etc/containerd/certs.d
 	DockerConfig    string        // Docker's config.json, for credentials; "" none
-	TokenHosts      []string      // further token servers that credentials may go to
+	TokenHosts      []string      // further token servers that credentials may go to: "host" or "host:port"
+	Pinned          []string      // see Store.SetPinned
 	MaxLayersAtOnce int           // layers of one pull side by side; 0 is 3
 	MinRate         int64         // bytes per second; slower transfers move on; 0 is 1024
 	StallWindow     time.Duration // over which MinRate is measured; 0 is a minute
@@ -61,7 +62,8 @@ type Store struct {
 	names   uint64                   // for names in staging and trash
 	keepAll bool                     // a mount's layers are unknown: free none
 
-	ctx     context.Context
+	pins    atomic.Pointer[pins]
+	closing chan struct{} // closed by Close, with mu held
 	stop    context.CancelFunc
 	workers sync.WaitGroup
 	trash   *reaper
@@ -109,7 +111,9 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		opts:    o, limits: o.Limits.WithDefaults(), log: o.Log.WithField("part", "images"),
 		images: map[string]*imageRecord{}, damaged: map[string]*imageRecord{}, layers: map[string]*layerState{},
 		jobs: map[string]*job{}, pulls: map[string]*pull{}, mounts: map[string]*mountRecord{}, busy: map[string]chan struct{}{},
+		closing: make(chan struct{}),
 	}
+	s.pins.Store(newPins(o.Pinned))
 	s.client = registry.New(registry.Options{
 		Dirs: o.RegistryDirs, DockerConfig: o.DockerConfig, TokenHosts: o.TokenHosts,
 		Limits: s.limits, MinRate: o.MinRate, StallWindow: o.StallWindow, Log: s.log,
@@ -120,9 +124,10 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err := s.recover(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open image store %s: %w", o.Root, err), s.lock.Close(), s.rootFD.Close())
 	}
-	s.ctx, s.stop = context.WithCancel(context.WithoutCancel(ctx))
+	working, stop := context.WithCancel(context.WithoutCancel(ctx))
+	s.stop = stop
 	s.trash = newReaper(s.path(trashDir), s.log)
-	s.workers.Go(func() { s.trash.run(s.ctx) })
+	s.workers.Go(func() { s.trash.run(working) })
 	s.publish()
 	return s, nil
 }
@@ -174,12 +179,46 @@ func (s *Store) path(parts ...string) string {
 	return filepath.Join(append([]string{s.opts.Root}, parts...)...)
 }
 
-// Close cancels pulls, waits for all of the store's goroutines and lets go of
+// Close, which may be repeated, cancels pulls, waits for all of the store's goroutines and lets go of
 // the folder. Root filesystems stay mounted.
 func (s *Store) Close() error {
+	s.mu.Lock()
+	if s.isClosing() {
+		s.mu.Unlock()
+		return nil
+	}
+	close(s.closing)
+	for _, p := range s.pulls {
+		p.cancel(errClosing)
+	}
+	for _, j := range s.jobs {
+		j.cancel(errClosing)
+	}
+	s.mu.Unlock()
 	s.stop()
 	s.workers.Wait()
 	return errors.Join(s.lock.Close(), s.rootFD.Close())
+}
+
+var errClosing = errors.New("the image store is closing")
+
+func (s *Store) isClosing() bool {
+	select {
+	case <-s.closing:
+		return true
+	default:
+		return false
+	}
+}
+
+// ownContextLocked is for work that callers share: it has ctx's values and ends by
+// its own cancel function, which Close calls. It needs mu.
+func (s *Store) ownContextLocked(ctx context.Context) (context.Context, context.CancelCauseFunc) {
+	own, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	if s.isClosing() {
+		cancel(errClosing)
+	}
+	return own, cancel
 }
 
 // publish makes the maps' images what List returns. Call it without mu.
@@ -192,7 +231,7 @@ func (s *Store) publish() {
 func (s *Store) publishLocked() {
 	snap := &snapshot{byID: map[string]int{}, byName: map[string]int{}}
 	for _, r := range s.images {
-		snap.images = append(snap.images, r.image())
+		snap.images = append(snap.images, s.image(r))
 	}
 	slices.SortFunc(snap.images, func(a, b Image) int { return strings.Compare(a.ID, b.ID) })
 	for i, img := range snap.images {

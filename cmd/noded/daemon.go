@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/sirupsen/logrus"
 
@@ -29,7 +30,9 @@ import (
 // daemon is the parts of a running noded, in the order in which they are made;
 // close ends them in reverse.
 type daemon struct {
-	cfg     config.Config
+	mu  sync.Mutex    // guards cfg once noded serves
+	cfg config.Config // in force
+
 	log     *logrus.Entry
 	images  *imagestore.Store
 	network *cni.Networks
@@ -82,6 +85,7 @@ func (d *daemon) openImages(ctx context.Context) (c io.Closer, err error) {
 	d.images, err = imagestore.Open(ctx, imagestore.Options{
 		Root: filepath.Join(d.cfg.Root, "images"), RegistryDirs: d.cfg.Images.RegistryDirs,
 		MaxLayersAtOnce: d.cfg.Images.MaxParallel, MinRate: int64(d.cfg.Images.MinRate),
+		TokenHosts: d.cfg.Images.TokenHosts, Pinned: d.cfg.Images.Pinned,
 		DockerConfig: dockerConfig(), Log: d.log.WithField("part", "images"),
 	})
 	return d.images, err

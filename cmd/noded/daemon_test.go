@@ -1,12 +1,18 @@
 package main
 
 import (
+	"errors"
+	"io"
 	"os"
 	"reflect"
 	"regexp"
+	"sync"
 	"testing"
 
+	"github.com/sirupsen/logrus"
+
 	"noded.dev/noded/config"
+	"noded.dev/noded/imagestore"
 )
 
 // Two daemons on one machine must not take each other's pods for ownerless.
@@ -14,6 +20,49 @@ func TestCgroupParentIsOneRoots(t *testing.T) {
 	usual, a, b := cgroupParent("/var/lib/noded", false), cgroupParent("/tmp/a", false), cgroupParent("/tmp/b", false)
 	if usual != "/noded" || a == usual || a == b || a != cgroupParent("/tmp/a", false) {
 		t.Errorf("parents %q, %q and %q", usual, a, b)
+	}
+}
+
+// A reload puts in force what can change, keeps the rest, and is seen whole by
+// those who ask meanwhile.
+func TestReload(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("an image store needs root")
+	}
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	images, err := imagestore.Open(t.Context(), imagestore.Options{Root: t.TempDir(), Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer images.Close()
+	d := &daemon{cfg: config.Default(), log: logrus.NewEntry(log), images: images}
+	var asking sync.WaitGroup
+	stop := make(chan struct{})
+	asking.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				d.info()
+			}
+		}
+	})
+	next := config.Default()
+	next.Log.Level, next.Images.Pinned, next.Root = "debug", []string{"*"}, "/elsewhere"
+	d.reload(func() (config.Config, error) { return next, nil })
+	d.reload(func() (config.Config, error) { return config.Config{}, errors.New("broken") })
+	close(stop)
+	asking.Wait()
+	cfg := d.info()["config"].(config.Config)
+	if log.Level != logrus.DebugLevel || cfg.Log.Level != "debug" || len(cfg.Images.Pinned) != 1 || cfg.Root != config.Default().Root {
+		t.Errorf("in force: %+v", cfg)
+	}
+	for _, change := range config.Diff(config.Default(), cfg) {
+		if !change.Reload {
+			t.Errorf("%s was changed", change.Key)
+		}
 	}
 }
 

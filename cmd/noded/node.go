@@ -34,12 +34,19 @@ func (d *daemon) apply(next config.Config) {
 	if level, err := logrus.ParseLevel(next.Log.Level); err == nil {
 		d.log.Logger.SetLevel(level)
 	}
+	d.images.SetPinned(next.Images.Pinned)
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	d.cfg.Log.Level = next.Log.Level
+	d.cfg.Images.Pinned = next.Images.Pinned
 }
 
 // info is what a verbose Status shows an operator besides the conditions.
 func (d *daemon) info() map[string]any {
-	return map[string]any{"config": d.cfg, "pulls": d.images.Pulls()}
+	d.mu.Lock()
+	cfg := d.cfg
+	d.mu.Unlock()
+	return map[string]any{"config": cfg, "pulls": d.images.Pulls()}
 }
 
 // dockerConfig is where Docker keeps the credentials of the user that noded

@@ -179,7 +179,7 @@ func (s *session) trustedRealm(h *hostState, realm *url.URL) bool {
 	if loopbackName(realm.Host) && loopbackName(h.url.Host) {
 		return true
 	}
-	if slices.Contains(s.client.opts.TokenHosts, realm.Host) {
+	if slices.ContainsFunc(s.client.opts.TokenHosts, func(host string) bool { return strings.EqualFold(host, realm.Host) }) {
 		return true
 	}
 	a, errA := publicsuffix.EffectiveTLDPlusOne(strings.ToLower(h.url.Hostname()))
