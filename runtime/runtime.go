@@ -49,6 +49,7 @@ type Runtime struct {
 	exitSeen  map[string]bool // until the container is deleted
 	reaping   map[string]bool
 	shims     shims
+	renewing  bool // UpgradeShim is at work: its end of connections is no news
 }
 
 // link is the state of the connection to the shim.
@@ -215,8 +216,16 @@ func (r *Runtime) UpgradeShim(ctx context.Context) error {
 	}
 	binary := os.NewFile(uintptr(fd), "binary")
 	defer binary.Close()
+	r.setRenewing(true)
+	defer r.setRenewing(false)
 	_, err = r.call(ctx, request{Op: "upgrade", Args: r.shimCommand}, binary)
 	return err
+}
+
+func (r *Runtime) setRenewing(yes bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.renewing = yes
 }
 
 // file returns a copy of a kept descriptor, nil if there is none.

@@ -38,7 +38,12 @@ func (r *Runtime) supervise(ctx context.Context, conn *net.UnixConn) {
 			if ctx.Err() != nil {
 				return
 			}
-			r.log.WithError(err).Warn("connection to the shim ended")
+			r.mu.Lock()
+			renewing := r.renewing
+			r.mu.Unlock()
+			if !renewing {
+				r.log.WithError(err).Warn("connection to the shim ended")
+			}
 			r.reapOrphans(ctx, true)
 			if time.Since(began) > maxBackoff {
 				backoff = minBackoff

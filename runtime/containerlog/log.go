@@ -100,7 +100,8 @@ func (l *Log) append(e *entry, r *renderer, stamp int64, stream string, data []b
 	}
 	e.offset, e.stamp, e.dev, e.ino = st.Size, stamp, l.dev, l.ino
 	e.phase.Store(phaseWriting)
-	err := l.write(l.fd, r, e, stream, data, 0)
+	r.skip = 0
+	err := l.write(l.fd, r, e, stream, data)
 	e.phase.Store(phaseDone)
 	return err
 }
@@ -125,13 +126,14 @@ func (l *Log) resume(e *entry, r *renderer, stream string, data []byte) error {
 	if st.Dev != e.dev || st.Ino != e.ino {
 		e.offset, e.dev, e.ino = st.Size, st.Dev, st.Ino
 	}
-	err := l.write(fd, r, e, stream, data, max(0, st.Size-e.offset))
+	r.skip = max(0, st.Size-e.offset)
+	err := l.write(fd, r, e, stream, data)
 	e.phase.Store(phaseDone)
 	return err
 }
 
-func (l *Log) write(fd int, r *renderer, e *entry, stream string, data []byte, skip int64) error {
-	r.skip = skip
+// write appends what r does not skip.
+func (l *Log) write(fd int, r *renderer, e *entry, stream string, data []byte) error {
 	r.writer = func(p []byte) error { return writeAll(fd, p) }
 	err := r.render(e.stamp, stream, data)
 	if err != nil {

@@ -37,11 +37,10 @@ type entry struct {
 // Table keeps the phases of all streams in one mapped file. A store to it is
 // one instruction and outlives the process, as the page belongs to the file.
 type Table struct {
-	mu      sync.Mutex
-	mem     []byte
-	used    []bool
-	lowest  int // no free entry is below
-	claimed int
+	mu     sync.Mutex
+	mem    []byte
+	used   []bool
+	lowest int // no free entry is below
 }
 
 // OpenTable maps the table at path, and makes it if there is none.
