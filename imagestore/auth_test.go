@@ -199,6 +199,13 @@ func TestEvilRealms(t *testing.T) {
 	for _, r := range hits {
 		t.Errorf("evil server got %s %s", r.Method, r.URL)
 	}
+	// Configured as a token host it is asked, and is only not there.
+	reg.before = needToken("https://elsewhere.example/token")
+	s := openWith(t, func(o *Options) { o.RegistryDirs, o.TokenHosts = []string{dirs}, []string{"Elsewhere.example"} })
+	_, err := s.Pull(context.Background(), "reg.example/a:v1", PullOptions{Auth: &Auth{Username: "me", Password: secret}})
+	if !kind.Is(err, kind.Unavailable) {
+		t.Errorf("configured token host: kind %v: %v", kind.Of(err), err)
+	}
 }
 
 // TestRedirects: blobs may come from elsewhere, credentials go nowhere else.

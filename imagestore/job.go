@@ -183,7 +183,10 @@ func (s *Store) makeLayer(ctx context.Context, j *job, session *registry.Session
 }
 
 func (s *Store) want(j *job, desc ocispec.Descriptor) layer.Want {
-	w := layer.Want{Digest: desc.Digest.Encoded(), DiffID: j.hex, Count: &j.count, NewHash: func() layer.Hash { return sha256.New() }}
+	w := layer.Want{
+		Digest: desc.Digest.Encoded(), DiffID: j.hex, Count: &j.count,
+		NewHash: func() layer.Hash { return sha256.New() }, Panicked: s.panicked,
+	}
 	if desc.Digest.Algorithm() == digest.SHA512 {
 		w.NewHash = func() layer.Hash { return sha512.New() }
 	}

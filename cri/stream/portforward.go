@@ -30,9 +30,7 @@ type pair struct {
 
 // pairs are the forwarded connections of one SPDY session.
 type pairs struct {
-	ctx context.Context // of the session; it lives as long as this does
-	run ForwardFunc
-
+	run      func(port int32, conn io.ReadWriteCloser) error
 	creation time.Duration
 
 	mu      sync.Mutex
@@ -118,7 +116,7 @@ func (one *pair) reset() {
 // else; the session goes on.
 func (p *pairs) forward(id string, one *pair) {
 	conn := &forwarded{Stream: one.data}
-	if err := p.run(p.ctx, one.port, conn); err != nil {
+	if err := p.run(one.port, conn); err != nil {
 		fmt.Fprintf(one.errors, "forward port %d: %v", one.port, err)
 	}
 	conn.Close() // the client reads what was written, then the end
@@ -180,7 +178,8 @@ func (s *session) forwardSPDY(ctx context.Context, c client) error {
 func (s *session) forwardOver(ctx context.Context, conn *conn, nc net.Conn) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	p := &pairs{ctx: ctx, run: s.forward, creation: s.creation, open: map[string]*pair{}}
+	run := func(port int32, conn io.ReadWriteCloser) error { return s.forward(ctx, port, conn) }
+	p := &pairs{run: run, creation: s.creation, open: map[string]*pair{}}
 	defer p.running.Wait()
 	link, err := serveSPDY(nc, p, cancel)
 	if err != nil {

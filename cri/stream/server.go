@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -77,10 +78,10 @@ type Server struct {
 	hangups  *hangups
 	base     string // "http://127.0.0.1:41245"
 	slots    chan struct{}
-	creation time.Duration   // creationTimeout; shorter in tests
-	ctx      context.Context // ends every session
-	cancel   context.CancelFunc
-	done     sync.WaitGroup // server goroutine and requests
+	creation time.Duration      // creationTimeout; shorter in tests
+	closed   atomic.Bool        // no URL is given out any more
+	cancel   context.CancelFunc // ends every request's context, and so every session
+	done     sync.WaitGroup     // server goroutine and requests
 }
 
 // New listens and serves.
@@ -98,9 +99,11 @@ func New(o Options) (*Server, error) {
 		log: o.Log, tokens: newTokens(time.Now), listener: l, hangups: hangups,
 		base: "http://" + l.Addr().String(), slots: make(chan struct{}, maxSessions), creation: creationTimeout,
 	}
-	s.ctx, s.cancel = context.WithCancel(context.Background())
+	base, cancel := context.WithCancel(context.Background())
+	s.cancel = cancel
 	s.http = &http.Server{
 		Handler:           http.HandlerFunc(s.serve),
+		BaseContext:       func(net.Listener) context.Context { return base },
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       headerTimeout,
 		MaxHeaderBytes:    maxRequestHeader,
@@ -124,6 +127,7 @@ func (s *Server) Addr() net.Addr { return s.listener.Addr() }
 
 // Close ends every session, and returns when all of them have.
 func (s *Server) Close() error {
+	s.closed.Store(true)
 	s.cancel()
 	err := s.http.Close()
 	s.done.Wait()
@@ -158,7 +162,7 @@ func (s *Server) PortForwardURL(ports []int32, run ForwardFunc) (string, error) 
 }
 
 func (s *Server) url(verb string, ses *session) (string, error) {
-	if s.ctx.Err() != nil {
+	if s.closed.Load() {
 		return "", kind.Errorf(kind.Unavailable, "streaming server is closed")
 	}
 	if len(s.slots) == maxSessions {
@@ -204,7 +208,7 @@ func (s *Server) runSession(w http.ResponseWriter, r *http.Request, ses *session
 		http.Error(w, "not a streaming connection", http.StatusInternalServerError)
 		return
 	}
-	ctx, cancel := context.WithCancel(s.ctx)
+	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	taken := false
 	take := func() {

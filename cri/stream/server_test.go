@@ -195,7 +195,7 @@ func TestSessionLimit(t *testing.T) {
 
 func TestClosed(t *testing.T) {
 	s := serve(t)
-	s.cancel()
+	s.closed.Store(true)
 	if _, err := s.ExecURL(Wants{Stdout: true}, exits(0)); !kind.Is(err, kind.Unavailable) {
 		t.Errorf("got %v", err)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"noded.dev/noded/imagestore/limit"
 	"noded.dev/noded/internal/kind"
+	"noded.dev/noded/internal/steps"
 )
 
 // Want is what a layer blob must turn out to be.
@@ -20,6 +21,10 @@ type Want struct {
 	DiffID  string // hex of sha256 of the tar inside
 	NewHash func() Hash
 	Count   *Count // nil: nobody watches
+
+	// Panicked is told the stack of a panic in reading the layer, which is an
+	// error of the layer like any other; nil is not told.
+	Panicked func(stack string)
 }
 
 // Count is how far a layer has come; it may be read at any time.
@@ -51,19 +56,41 @@ func Unpack(ctx context.Context, dir string, blob io.Reader, w Want, l limit.Lim
 	p := &pass{limits: l, blobHash: w.NewHash(), tarHash: sha256.New(), in: newPipe(), out: newPipe()}
 	var wg sync.WaitGroup
 	var blobErr, tarErr error
-	wg.Go(func() { blobErr = p.in.pump(counted{blob, &w.Count.Blob}, p.seeBlob) })
-	wg.Go(func() { tarErr = p.inflate() })
-	meta, err := untar(ctx, dir, p.out, l, w.Count)
-	if err == nil {
-		_, err = io.Copy(io.Discard, p.out) // what follows the tar's end is part of the diff id
-	}
+	wg.Go(func() {
+		blobErr = p.guard(w, func() error { return p.in.pump(counted{blob, &w.Count.Blob}, p.seeBlob) })
+	})
+	wg.Go(func() {
+		tarErr = p.guard(w, p.inflate)
+		p.in.stop() // it has read to the end, unless it panicked
+	})
+	var meta Meta
+	err := p.guard(w, func() (err error) {
+		if meta, err = untar(ctx, dir, p.out, l, w.Count); err == nil {
+			_, err = io.Copy(io.Discard, p.out) // what follows the tar's end is part of the diff id
+		}
+		return err
+	})
 	p.giveUp(err)
 	p.out.stop()
 	wg.Wait()
+	if p.panicked.Load() {
+		return Meta{}, kind.Wrap(kind.Internal, errors.Join(blobErr, tarErr, err))
+	}
 	if err == nil {
 		err = tarErr
 	}
 	return meta, p.verdict(ctx, w, err, blobErr)
+}
+
+// guard makes an error of a stage's panic; the other stages' errors only
+// follow from it then.
+func (p *pass) guard(w Want, work func() error) error {
+	return steps.Guard(func(stack string) {
+		p.panicked.Store(true)
+		if w.Panicked != nil {
+			w.Panicked(stack)
+		}
+	}, work)
 }
 
 // giveUp ends the transfer early where its rest can change nothing: this node
@@ -94,6 +121,7 @@ type pass struct {
 	in, out  *pipe
 	read     atomic.Int64 // blob bytes so far
 	written  int64        // tar bytes so far
+	panicked atomic.Bool
 }
 
 func (p *pass) seeBlob(b []byte) error {

@@ -115,3 +115,33 @@ func TestBombs(t *testing.T) {
 		t.Errorf("zstd window: %v", err)
 	}
 }
+
+// panics is a blob that finds a bug.
+type panics struct{}
+
+func (panics) Read([]byte) (int, error) { panic("boom") }
+
+// A panic in any stage is an error of the layer, and leaves no stage waiting.
+func TestUnpackPanics(t *testing.T) {
+	needRoot(t)
+	tar, err := testimage.Tar(entry{Name: "a", Body: strings.Repeat("content ", 1_000_000)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	broken := limit.Default()
+	broken.Ratio, broken.RatioFrom = 0, 0 // the second stage divides by it
+	for name, c := range map[string]struct {
+		blob   io.Reader
+		limits limit.Limits
+	}{
+		"transfer": {io.MultiReader(bytes.NewReader(tar[:1<<20]), panics{}), limit.Default()},
+		"inflate":  {bytes.NewReader(tar), broken},
+	} {
+		want, stacks := wantOf(tar, tar), 0
+		want.Panicked = func(string) { stacks++ }
+		_, err := Unpack(context.Background(), t.TempDir(), c.blob, want, c.limits)
+		if !kind.Is(err, kind.Internal) || stacks != 1 || !strings.Contains(err.Error(), "panic: ") {
+			t.Errorf("%s: %v, %d stacks", name, err, stacks)
+		}
+	}
+}
