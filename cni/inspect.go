@@ -16,11 +16,12 @@ import (
 // Finding is one thing that `noded check` says about the network.
 type Finding struct {
 	Problem bool   // pods will not be connected, or not reached; otherwise for information
+	Minor   bool   // of a problem: it may be meant so, or not matter here
 	Text    string // a sentence, without a full stop
 }
 
 // Inspect looks at what the options need of this node. It changes nothing, and
-// executes plugins with the VERSION verb only.
+// executes plugins with the verbs VERSION and STATUS only.
 func Inspect(ctx context.Context, o Options) []Finding {
 	switch o.Mode {
 	case ModeCNI:
@@ -35,13 +36,15 @@ func Inspect(ctx context.Context, o Options) []Finding {
 	return []Finding{problem("network mode %q is neither %q nor %q", o.Mode, ModeCNI, ModeBuiltin)}
 }
 
-func problem(format string, args ...any) Finding { return Finding{true, fmt.Sprintf(format, args...)} }
+func problem(format string, args ...any) Finding {
+	return Finding{Problem: true, Text: fmt.Sprintf(format, args...)}
+}
 
 func inspectPlugins(ctx context.Context, o Options) []Finding {
 	var found []Finding
 	for _, dir := range o.BinDirs {
 		if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-			found = append(found, Finding{false, fmt.Sprintf("folder of CNI plugins %s does not exist", dir)})
+			found = append(found, Finding{Text: fmt.Sprintf("folder of CNI plugins %s does not exist", dir)})
 		}
 	}
 	list, file, err := loadConf(o.ConfDir)
@@ -49,10 +52,10 @@ func inspectPlugins(ctx context.Context, o Options) []Finding {
 	case err != nil:
 		return append(found, problem("%v", err))
 	case list == nil:
-		return append(found, problem("no network configuration in %s; on a Kubernetes node the cluster's network plugin installs one, "+
-			"elsewhere network.mode = \"builtin\" needs none", o.ConfDir))
+		return append(found, Finding{Problem: true, Minor: true, Text: fmt.Sprintf("no network configuration in %s, so pods wait; on a Kubernetes "+
+			"node the cluster's network plugin installs one, elsewhere network.mode = \"builtin\" needs none", o.ConfDir)})
 	}
-	found = append(found, Finding{false, fmt.Sprintf("network %s (CNI %s) from %s", list.Name, list.CNIVersion, file)})
+	found = append(found, Finding{Text: fmt.Sprintf("network %s (CNI %s) from %s", list.Name, list.CNIVersion, file)})
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
 	c := libcni.NewCNIConfigWithCacheDir(o.BinDirs, o.CacheDir, &runner{})

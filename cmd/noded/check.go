@@ -108,7 +108,7 @@ func (i *inspector) all(ctx context.Context) {
 	i.overlay()
 	i.cgroups()
 	i.runtimes(ctx)
-	i.network()
+	i.network(ctx)
 	i.limits()
 	i.folders()
 	i.daemon(ctx)

@@ -6,106 +6,42 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
-	"slices"
 	"strconv"
 	"time"
 
-	"github.com/containernetworking/cni/libcni"
-	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"noded.dev/noded/cni"
 	"noded.dev/noded/config"
 )
 
-func (i *inspector) network() {
-	if i.cfg.Network.Mode == "builtin" {
-		i.builtinNetwork()
+// network asks the same code as the daemon uses; it executes CNI plugins with
+// the verbs VERSION and STATUS only.
+func (i *inspector) network(ctx context.Context) {
+	if os.Geteuid() != 0 {
+		return // netlink and nftables answer only root
+	}
+	options, err := networkOptions(i.cfg, nil)
+	if err != nil {
+		i.add(levelFail, "network", err.Error(), "")
 		return
 	}
-	if i.value("proc/sys/net/ipv4/ip_forward") != "1" {
+	if options.Mode == cni.ModeCNI && i.value("proc/sys/net/ipv4/ip_forward") != "1" {
 		i.add(levelWarn, "network", "the kernel does not forward IPv4: pods of most networks reach nothing outside", "sysctl -w net.ipv4.ip_forward=1, and a file in /etc/sysctl.d")
 	}
-	dir := i.cfg.Network.ConfDir
-	files, err := libcni.ConfFiles(dir, []string{".conflist", ".conf", ".json"})
-	if err != nil {
-		i.add(levelFail, "network", "the CNI configurations cannot be listed: "+err.Error(), "correct network.conf_dir")
-		return
-	}
-	if len(files) == 0 {
-		i.add(levelWarn, "network", "there is no CNI configuration in "+dir+": pods wait until the cluster's network add-on puts one there",
-			`install a network add-on; on a node of its own, set network.mode = "builtin"`)
-		return
-	}
-	slices.Sort(files)
-	plugins, err := pluginTypes(files[0])
-	if err != nil {
-		i.add(levelFail, "network", err.Error(), "correct the file; the first one by name counts")
-		return
-	}
-	for _, plugin := range plugins {
-		if _, err := findPlugin(plugin, i.cfg.Network.BinDirs); err != nil {
-			i.add(levelFail, "network", fmt.Sprintf("%s needs the plugin %s, which is in none of %v", files[0], plugin, i.cfg.Network.BinDirs),
-				"install it (Debian: containernetworking-plugins), or correct network.bin_dirs")
-			return
+	for _, f := range cni.Inspect(ctx, options) {
+		switch {
+		case f.Problem && f.Minor:
+			i.add(levelWarn, "network", f.Text, "docs/networking.md says more")
+		case f.Problem:
+			i.add(levelFail, "network", f.Text, "docs/networking.md says more")
+		default:
+			i.ok("network", "%s", f.Text)
 		}
 	}
-	i.ok("network", "CNI, %s with %v", files[0], plugins)
-}
-
-// pluginTypes lists the plugins of a configuration, with their IPAM plugins.
-func pluginTypes(file string) ([]string, error) {
-	var list *libcni.NetworkConfigList
-	var err error
-	if filepath.Ext(file) == ".conflist" {
-		list, err = libcni.ConfListFromFile(file)
-	} else {
-		var conf *libcni.PluginConfig
-		//lint:ignore SA1019 single-plugin files are still what some nodes have, and the daemon takes them
-		if conf, err = libcni.ConfFromFile(file); err == nil {
-			//lint:ignore SA1019 as above
-			list, err = libcni.ConfListFromConf(conf)
-		}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%s cannot be read: %w", file, err)
-	}
-	var types []string
-	for _, p := range list.Plugins {
-		types = append(types, p.Network.Type)
-		if ipam := p.Network.IPAM.Type; ipam != "" {
-			types = append(types, ipam)
-		}
-	}
-	return types, nil
-}
-
-func findPlugin(name string, dirs []string) (string, error) {
-	for _, dir := range dirs {
-		path := filepath.Join(dir, name)
-		if unix.Access(path, unix.X_OK) == nil {
-			return path, nil
-		}
-	}
-	return "", fs.ErrNotExist
-}
-
-func (i *inspector) builtinNetwork() {
-	if os.Geteuid() != 0 {
-		return
-	}
-	conn, err := nftables.New()
-	if err == nil {
-		_, err = conn.ListTables()
-	}
-	if err != nil {
-		i.add(levelFail, "network", "nftables does not answer: "+err.Error(), "load the module (modprobe nf_tables), or boot a kernel with CONFIG_NF_TABLES")
-		return
-	}
-	i.ok("network", "built-in, bridge %s, %v", i.cfg.Network.Builtin.Bridge, i.cfg.Network.Builtin.Subnets)
 }
 
 // limits are kernel settings that a node with many pods runs into.

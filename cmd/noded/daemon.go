@@ -92,21 +92,28 @@ func (d *daemon) openImages(ctx context.Context) (c io.Closer, err error) {
 }
 
 func (d *daemon) openNetwork(ctx context.Context) (c io.Closer, err error) {
-	n := d.cfg.Network
+	options, err := networkOptions(d.cfg, d.log.WithField("part", "network"))
+	if err != nil {
+		return nil, err
+	}
+	d.network, err = cni.Open(ctx, options)
+	return d.network, err
+}
+
+func networkOptions(cfg config.Config, log logrus.FieldLogger) (cni.Options, error) {
+	n := cfg.Network
 	var subnets []netip.Prefix
 	for _, text := range n.Builtin.Subnets {
 		subnet, err := netip.ParsePrefix(text)
 		if err != nil {
-			return nil, fmt.Errorf("network.builtin.subnets: %w", err)
+			return cni.Options{}, fmt.Errorf("network.builtin.subnets: %w", err)
 		}
 		subnets = append(subnets, subnet)
 	}
-	d.network, err = cni.Open(ctx, cni.Options{
-		Mode: n.Mode, ConfDir: n.ConfDir, BinDirs: n.BinDirs, CacheDir: filepath.Join(d.cfg.Root, "cni"),
-		Builtin: cni.BuiltinOptions{Bridge: n.Builtin.Bridge, Subnets: subnets},
-		Log:     d.log.WithField("part", "network"),
-	})
-	return d.network, err
+	return cni.Options{
+		Mode: n.Mode, ConfDir: n.ConfDir, BinDirs: n.BinDirs, CacheDir: filepath.Join(cfg.Root, "cni"),
+		Builtin: cni.BuiltinOptions{Bridge: n.Builtin.Bridge, Subnets: subnets}, Log: log,
+	}, nil
 }
 
 func (d *daemon) openRuntime(ctx context.Context) (c io.Closer, err error) {

@@ -3,13 +3,16 @@ package main
 import (
 	"errors"
 	"io"
+	"net"
 	"os"
+	"path/filepath"
 	"reflect"
 	"regexp"
 	"sync"
 	"testing"
 
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 
 	"noded.dev/noded/config"
 	"noded.dev/noded/imagestore"
@@ -93,4 +96,25 @@ func TestNoDeadKeys(t *testing.T) {
 		}
 	}
 	walk(reflect.TypeFor[config.Config]())
+}
+
+// The socket is never open to others, whatever umask the daemon was started
+// with, and takes the place of a dead daemon's.
+func TestListenCRI(t *testing.T) {
+	old := unix.Umask(0)
+	defer unix.Umask(old)
+	path := filepath.Join(t.TempDir(), "new", "noded.sock")
+	for range 2 {
+		l, err := listenCRI(t.Context(), "unix://"+path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.(*net.UnixListener).SetUnlinkOnClose(false) // as a killed daemon leaves it
+		defer l.Close()
+		for file, want := range map[string]os.FileMode{path: 0o600, filepath.Dir(path): 0o700} {
+			if info, err := os.Stat(file); err != nil || info.Mode().Perm() != want {
+				t.Errorf("%s: %v, %v, want mode %o", file, info.Mode(), err, want)
+			}
+		}
+	}
 }

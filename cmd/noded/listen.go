@@ -1,11 +1,13 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	systemd "github.com/coreos/go-systemd/v22/daemon"
@@ -44,7 +46,7 @@ func lockRoot(cfg config.Config) (*os.File, error) {
 
 // listenCRI opens the CRI socket: mode 0600 in a folder with mode 0700, since
 // whoever can connect is root on this node.
-func listenCRI(address string) (net.Listener, error) {
+func listenCRI(ctx context.Context, address string) (net.Listener, error) {
 	path, err := config.SocketPath(address)
 	if err != nil {
 		return nil, err
@@ -59,13 +61,21 @@ func listenCRI(address string) (net.Listener, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("remove old socket: %w", err)
 	}
-	old := unix.Umask(0o177)
-	l, err := net.Listen("unix", path)
-	unix.Umask(old)
+	lc := net.ListenConfig{Control: closeToOthers}
+	l, err := lc.Listen(ctx, "unix", path)
 	if err != nil {
 		return nil, fmt.Errorf("listen: %w", err)
 	}
 	return l, nil
+}
+
+// closeToOthers gives a socket mode 0600 before it has a path: bind(2) makes the
+// file with the mode of the socket's own inode (net/unix/af_unix.c). A chmod
+// afterwards would come too late, and a umask is the whole process's.
+func closeToOthers(_, _ string, c syscall.RawConn) error {
+	var failed error
+	err := c.Control(func(fd uintptr) { failed = unix.Fchmod(int(fd), 0o600) })
+	return errors.Join(err, failed)
 }
 
 // notify tells systemd a state (sd_notify(3)); without systemd it does nothing.

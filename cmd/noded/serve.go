@@ -36,7 +36,7 @@ func serve(ctx context.Context, cfg config.Config, reload func() (config.Config,
 	if err != nil {
 		return err
 	}
-	listener, err := listenCRI(cfg.CRI.Listen)
+	listener, err := listenCRI(ctx, cfg.CRI.Listen)
 	if err != nil {
 		return errors.Join(err, d.close())
 	}

@@ -12,6 +12,7 @@ import (
 // Finding is one thing that is worth knowing about the node.
 type Finding struct {
 	Problem bool
+	Minor   bool // of a problem: pods run all the same
 	Text    string
 }
 
@@ -24,9 +25,9 @@ func Inspect(o Options) []Finding {
 	if len(o.Subnets) == 0 {
 		o.Subnets = []netip.Prefix{netip.MustParsePrefix(DefaultIPv4), netip.MustParsePrefix(DefaultIPv6)}
 	}
-	found := []Finding{{false, fmt.Sprintf("built-in network %s with %v", o.Bridge, o.Subnets)}}
+	found := []Finding{{Text: fmt.Sprintf("built-in network %s with %v", o.Bridge, o.Subnets)}}
 	note := func(problem bool, format string, args ...any) {
-		found = append(found, Finding{problem, fmt.Sprintf(format, args...)})
+		found = append(found, Finding{Problem: problem, Text: fmt.Sprintf(format, args...)})
 	}
 	if !hasIPv6() {
 		note(false, "this kernel has no IPv6, pods get IPv4 only")
@@ -55,11 +56,11 @@ func Inspect(o Options) []Finding {
 func inspectFirewall(bridge string) []Finding {
 	c, err := nftables.New()
 	if err != nil {
-		return []Finding{{true, fmt.Sprintf("netfilter: %v", err)}}
+		return []Finding{{Problem: true, Text: fmt.Sprintf("netfilter: %v", err)}}
 	}
 	chains, err := c.ListChains()
 	if err != nil {
-		return []Finding{{true, fmt.Sprintf("this kernel lacks nftables, or noded may not use it: %v", err)}}
+		return []Finding{{Problem: true, Text: fmt.Sprintf("this kernel lacks nftables, or noded may not use it: %v", err)}}
 	}
 	var found []Finding
 	for _, chain := range chains {
@@ -67,7 +68,7 @@ func inspectFirewall(bridge string) []Finding {
 			continue
 		}
 		// Docker's is one of these.
-		found = append(found, Finding{true, fmt.Sprintf("chain %q of nftables table %q drops forwarded packets that none of its rules accepts; "+
+		found = append(found, Finding{Problem: true, Minor: true, Text: fmt.Sprintf("chain %q of nftables table %q drops forwarded packets that none of its rules accepts; "+
 			"let those from and to interface %s pass there, or pods are cut off from other hosts", chain.Name, chain.Table.Name, bridge)})
 	}
 	return found
