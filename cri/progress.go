@@ -41,8 +41,8 @@ func servePulls(srv any, out grpc.ServerStream) error {
 
 // progressPeriod is how often progress is looked at. Progress is a level, not
 // a sequence of events: the store keeps the newest figures and a reader takes
-// them as often as it can show them.
-const progressPeriod = 100 * time.Millisecond
+// them as often as it can show them. A small image is there in a tenth of a second.
+const progressPeriod = 25 * time.Millisecond
 
 func (s *Server) pulls(ref string, out grpc.ServerStream) error {
 	tick := time.NewTicker(progressPeriod)

@@ -261,6 +261,22 @@ func (n *node) close() {
 	}
 }
 
+// settled waits until no operation is under way, of noded's own either.
+func (n *node) settled() {
+	for {
+		n.flights.mu.Lock()
+		var one *flight
+		for _, f := range n.flights.running {
+			one = f
+		}
+		n.flights.mu.Unlock()
+		if one == nil {
+			return
+		}
+		<-one.done
+	}
+}
+
 func podConfig(name string) *cri.PodSandboxConfig {
 	return &cri.PodSandboxConfig{
 		Metadata: &cri.PodSandboxMetadata{Name: name, Namespace: "ns", Uid: name},

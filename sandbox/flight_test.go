@@ -2,7 +2,6 @@ package sandbox
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -41,27 +40,28 @@ func TestFlightIsJoined(t *testing.T) {
 // A caller whose deadline passes gets told where the work is; the work goes on
 // and the retry gets its result.
 func TestFlightOutlivesItsCaller(t *testing.T) {
-	var fs flights
-	inStep, release := make(chan struct{}), make(chan struct{})
-	work := func(ctx context.Context, at func(string)) (string, error) {
-		at("connect network")
-		close(inStep)
-		<-release
-		return "id", ctx.Err()
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	go func() { <-inStep; cancel() }()
-	_, err := fs.do(ctx, "k", time.Minute, work)
-	if !errors.Is(err, context.Canceled) || !kind.Is(err, kind.Canceled) {
-		t.Fatalf("got %v", err)
-	}
-	if want := `still in step "connect network", a retry will join it: context canceled`; err.Error() != want {
-		t.Errorf("got %q, want %q", err, want)
-	}
-	go close(release)
-	if id, err := fs.do(t.Context(), "k", time.Minute, work); id != "id" || err != nil {
-		t.Errorf("retry got %q, %v", id, err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		var fs flights
+		release := make(chan struct{})
+		work := func(ctx context.Context, at func(string)) (string, error) {
+			at("connect network")
+			<-release
+			return "id", ctx.Err()
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := fs.do(ctx, "k", time.Minute, work)
+		if want := `still in step "connect network", a retry will join it: context deadline exceeded`; err == nil || err.Error() != want || !kind.Is(err, kind.Deadline) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+		go func() {
+			time.Sleep(time.Second) // the bubble's: when the retry waits
+			close(release)
+		}()
+		if id, err := fs.do(t.Context(), "k", time.Minute, work); id != "id" || err != nil {
+			t.Errorf("retry got %q, %v", id, err)
+		}
+	})
 }
 
 func TestFlightLimit(t *testing.T) {

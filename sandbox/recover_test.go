@@ -182,7 +182,7 @@ func TestRecoverStoppedPodIsReleased(t *testing.T) {
 		n.close()
 		n.opts.BootID = boot
 		n.open(t)
-		n.flights.wg.Wait()
+		n.settled()
 		if len(n.network.connected) != 0 {
 			t.Errorf("%s: the stopped pod is still connected", boot)
 		}
@@ -214,7 +214,7 @@ func TestRecoverRefusedStart(t *testing.T) {
 			if s := n.state(t, id); s != c.want {
 				t.Errorf("it is %v, want %v", s, c.want)
 			}
-			n.flights.wg.Wait()
+			n.settled()
 			if lives := n.runtime.lives(id); lives != c.lives {
 				t.Errorf("it lives: %v, want %v", lives, c.lives)
 			}
