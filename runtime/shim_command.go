@@ -97,18 +97,23 @@ func (c command) failure(err error, logPath, stderr string) error {
 		message = message[:maxMessage]
 	}
 	failed := kind.Errorf(kind.Aborted, "%s %s: %s", c.handler.Name, c.args[0], message)
-	if c.args[0] == "create" || c.args[0] == "start" || c.args[0] == "exec" {
-		return kind.Wrap(kind.Aborted, &StartError{Code: startCode(message), Err: failed})
+	code := startCode(message)
+	// Before the start any other failure is the node's, and may pass.
+	if c.args[0] == "start" || code != codeOther && (c.args[0] == "create" || c.args[0] == "exec") {
+		return kind.Wrap(kind.Aborted, &StartError{Code: code, Err: failed})
 	}
 	return failed
 }
+
+// codeOther is a start that failed for another reason than the command's file.
+const codeOther = 128
 
 // startCode tells the runtimes' messages about the command itself apart. They
 // are the C library's and Go's words for ENOENT, EACCES and the like.
 func startCode(message string) int {
 	m := strings.ToLower(message)
 	if !strings.Contains(m, "exec") && !strings.Contains(m, "executable") {
-		return 128
+		return codeOther
 	}
 	for _, s := range []string{"executable file not found", "no such file or directory", "executable file `"} {
 		if strings.Contains(m, s) && !strings.Contains(m, "mount") {
@@ -120,7 +125,7 @@ func startCode(message string) int {
 			return 126
 		}
 	}
-	return 128
+	return codeOther
 }
 
 // lastLogError finds the last error in a JSON log, reading at most its last 64 KiB.

@@ -177,6 +177,9 @@ func (s *shim) create(ctx context.Context, req *CreateRequest) (Process, error) 
 
 func (c *container) make(ctx context.Context, req CreateRequest) error {
 	if _, err := os.Lstat(c.dir); err == nil {
+		if err := c.s.killCgroup(ctx, req); err != nil {
+			return fmt.Errorf("remove an earlier attempt: %w", err)
+		}
 		if err := c.s.runtimeDelete(ctx, req, false); err != nil {
 			return fmt.Errorf("remove an earlier attempt: %w", err)
 		}
@@ -219,6 +222,15 @@ func (c *container) make(ctx context.Context, req CreateRequest) error {
 	c.run()
 	c.s.tellPut(c)
 	return nil
+}
+
+// killCgroup ends what a create that was cut off may have left: processes of
+// which the runtime has no state yet, so that its delete would not find them.
+func (s *shim) killCgroup(ctx context.Context, req CreateRequest) error {
+	if s.cgroups == nil || req.CgroupsDir == "" {
+		return nil
+	}
+	return s.cgroups.Kill(ctx, s.cgroups.Dir(req.CgroupsDir))
 }
 
 // runCreate calls the runtime and opens the pidfd. The process is blocked until

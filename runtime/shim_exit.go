@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"noded.dev/noded/internal/atomicfile"
 	"noded.dev/noded/internal/kind"
 	"noded.dev/noded/internal/steps"
 	"noded.dev/noded/runtime/containerlog"
@@ -164,7 +165,9 @@ func (c *container) destroy(ctx context.Context, req CreateRequest) error {
 	c.s.tellDrop(c.id)
 	err = removeAll(c.dir)
 	if err == nil {
-		err = removeFile(c.s.dir.exitRecord(c.id))
+		// With what was left by a writer that was killed.
+		path := c.s.dir.exitRecord(c.id)
+		err = errors.Join(removeFile(path), atomicfile.RemoveTemps(path))
 	}
 	if err == nil {
 		c.s.forget(c)

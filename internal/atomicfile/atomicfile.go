@@ -32,6 +32,22 @@ func IsTemp(name string) bool {
 	return len(name) > len(tempPrefix) && name[:len(tempPrefix)] == tempPrefix
 }
 
+// RemoveTemps deletes what cut-off Writes of path left. Nobody may be writing
+// it meanwhile.
+func RemoveTemps(path string) error {
+	left, err := filepath.Glob(filepath.Join(filepath.Dir(path), tempPrefix+filepath.Base(path)+"-*"))
+	if err != nil {
+		return fmt.Errorf("find temporary files: %w", err)
+	}
+	var errs []error
+	for _, p := range left {
+		if err := os.Remove(p); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
 func write(path string, data []byte, perm os.FileMode, durable bool) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), tempPrefix+filepath.Base(path)+"-")
 	if err != nil {
