@@ -2,6 +2,7 @@ package cni
 
 import (
 	"bytes"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -31,7 +32,7 @@ func TestCrashChild(t *testing.T) {
 		t.Fatal(err)
 	}
 	for {
-		p := pod("crash", args[2])
+		p := pod(args[3], args[2])
 		p.PortMappings = []PortMapping{{HostPort: 8070, ContainerPort: 80, Protocol: "tcp"}}
 		// The bridge plugin fails now and then to set a MAC while the last port
 		// is going away; DEL is due in any case.
@@ -60,10 +61,15 @@ func TestCrash(t *testing.T) {
 	n := newNode(t)
 	n.conf(t, "10.conflist", n.bridged("cnicrash0", 80))
 	found := 0
-	for range 8 {
+	for round := range 8 {
 		ns := nettest.Pod(t)
+		// No pod has the id of one before. The bridge plugin finds nothing to do
+		// in a DEL after one that was killed when it had deleted the interface
+		// (bridge 1.1), and the masquerading that it then leaves behind would
+		// keep the same pod's next chain from being deleted.
+		id := fmt.Sprintf("crash%d", round)
 		child := exec.Command("/proc/self/exe", "-test.run=^TestCrashChild$")
-		child.Env = append(os.Environ(), crashEnv+"="+strings.Join([]string{n.ConfDir, n.CacheDir, ns}, ","))
+		child.Env = append(os.Environ(), crashEnv+"="+strings.Join([]string{n.ConfDir, n.CacheDir, ns, id}, ","))
 		var output bytes.Buffer
 		child.Stdout = &output
 		if err := child.Start(); err != nil {
