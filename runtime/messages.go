@@ -45,15 +45,16 @@ type request struct {
 }
 
 type reply struct {
-	V       int
-	Error   *wireError `json:",omitempty"`
-	Version string     `json:",omitempty"`
-	Build   string     `json:",omitempty"` // of the shim's program, see buildID
-	Pid     int        `json:",omitempty"`
-	Process *Process   `json:",omitempty"`
-	States  []State    `json:",omitempty"`
-	Code    int        `json:",omitempty"`
-	Names   []string   `json:",omitempty"` // of the descriptors beside it
+	V        int
+	Error    *wireError `json:",omitempty"`
+	Version  string     `json:",omitempty"`
+	Build    string     `json:",omitempty"` // of the shim's program, see buildID
+	Routines int        `json:",omitempty"` // hello: goroutines of the shim, for diagnosis
+	Pid      int        `json:",omitempty"`
+	Process  *Process   `json:",omitempty"`
+	States   []State    `json:",omitempty"`
+	Code     int        `json:",omitempty"`
+	Names    []string   `json:",omitempty"` // of the descriptors beside it
 }
 
 // event is what a watch connection carries.

@@ -347,7 +347,7 @@ func (s *shim) call(ctx context.Context, c *net.UnixConn, req request) (reply, e
 	defer cancel()
 	switch req.Op {
 	case "hello":
-		return reply{Version: s.version, Build: s.build, Pid: os.Getpid()}, nil
+		return reply{Version: s.version, Build: s.build, Routines: goruntime.NumGoroutine(), Pid: os.Getpid()}, nil
 	case "list":
 		return reply{States: s.states()}, nil
 	case "create":

@@ -338,9 +338,12 @@ func signalProcess(f *os.File, id string, sig int) error {
 	if f == nil {
 		return kind.Errorf(kind.NotFound, "container %s has ended", id)
 	}
+	// Asked before, as the signal may end it. The kernel takes signals for a
+	// process that has ended and is not waited for yet.
+	ended := pidfd.Ended(f)
 	err := pidfd.Signal(f, sig)
 	switch {
-	case errors.Is(err, os.ErrProcessDone) || errors.Is(err, os.ErrClosed) || err == nil && pidfd.Ended(f):
+	case ended || errors.Is(err, os.ErrProcessDone) || errors.Is(err, os.ErrClosed):
 		return kind.Errorf(kind.NotFound, "container %s has ended", id)
 	case errors.Is(err, unix.EINVAL):
 		return kind.Errorf(kind.Invalid, "signal %d: %w", sig, err)
