@@ -49,7 +49,7 @@ type Runtime struct {
 	exitSeen  map[string]bool // until the container is deleted
 	reaping   map[string]bool
 	shims     shims
-	renewing  bool // UpgradeShim is at work: its end of connections is no news
+	renewing  bool // by UpgradeShim: the next end of the connection is no news
 }
 
 // link is the state of the connection to the shim.
@@ -217,15 +217,19 @@ func (r *Runtime) UpgradeShim(ctx context.Context) error {
 	binary := os.NewFile(uintptr(fd), "binary")
 	defer binary.Close()
 	r.setRenewing(true)
-	defer r.setRenewing(false)
-	_, err = r.call(ctx, request{Op: "upgrade", Args: r.shimCommand}, binary)
+	if _, err = r.call(ctx, request{Op: "upgrade", Args: r.shimCommand}, binary); err != nil {
+		r.setRenewing(false)
+	}
 	return err
 }
 
-func (r *Runtime) setRenewing(yes bool) {
+// setRenewing returns what was set before.
+func (r *Runtime) setRenewing(yes bool) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	before := r.renewing
 	r.renewing = yes
+	return before
 }
 
 // file returns a copy of a kept descriptor, nil if there is none.

@@ -38,10 +38,7 @@ func (r *Runtime) supervise(ctx context.Context, conn *net.UnixConn) {
 			if ctx.Err() != nil {
 				return
 			}
-			r.mu.Lock()
-			renewing := r.renewing
-			r.mu.Unlock()
-			if !renewing {
+			if !r.setRenewing(false) {
 				r.log.WithError(err).Warn("connection to the shim ended")
 			}
 			r.reapOrphans(ctx, true)
