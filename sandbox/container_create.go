@@ -100,7 +100,7 @@ func (p *Pod) create(ctx context.Context, config *cri.ContainerConfig, at func(s
 		clean, cancel := steps.CleanUp(ctx, destroyLimit)
 		defer cancel()
 		if e := c.destroy(clean); e != nil {
-			p.m.destroyLater(c.id, c.log, c.busy, c.destroy)
+			p.m.destroyAfter(retryFirst, c.id, c.log, c.busy, c.destroy)
 			err = errors.Join(err, fmt.Errorf("undo: %w", e))
 		}
 		return "", fmt.Errorf("create container %s: %w", c.name(), err)

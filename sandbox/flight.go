@@ -3,6 +3,8 @@ package sandbox
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -105,6 +107,22 @@ func (fs *flights) begin(key string, work func(context.Context)) {
 		work(ctx)
 		return "", nil
 	})
+}
+
+// await waits for what is under way, at most as long as limit.
+func (fs *flights) await(ctx context.Context, limit time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	fs.mu.Lock()
+	all := slices.Collect(maps.Values(fs.running))
+	fs.mu.Unlock()
+	for _, f := range all {
+		select {
+		case <-f.done:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // close cancels what is under way and waits for it: what is half-made is

@@ -179,11 +179,11 @@ const (
 	retryLast  = time.Minute
 )
 
-// destroyLater goes on destroying a pod or container that nobody will ask for
-// again, because its making failed.
-func (m *Manager) destroyLater(id string, log *logrus.Entry, busy chan struct{}, destroy func(context.Context) error) {
+// destroyAfter destroys, after first and then as often as it takes, a pod or
+// container that nobody will ask for again, because its making failed.
+func (m *Manager) destroyAfter(first time.Duration, id string, log *logrus.Entry, busy chan struct{}, destroy func(context.Context) error) {
 	m.flights.begin("destroy "+id, func(ctx context.Context) {
-		for wait := retryFirst; ; wait = min(2*wait, retryLast) {
+		for wait := first; ; wait = min(max(2*wait, retryFirst), retryLast) {
 			select {
 			case <-time.After(wait):
 			case <-ctx.Done():

@@ -55,7 +55,7 @@ func (p *Pod) name() string {
 // keeps its record, and the manager goes on trying.
 func (p *Pod) abandon(ctx context.Context) error {
 	if err := p.destroy(ctx); err != nil {
-		p.m.destroyLater(p.id, p.log, p.busy, p.destroy)
+		p.m.destroyAfter(retryFirst, p.id, p.log, p.busy, p.destroy)
 		return fmt.Errorf("undo: %w", err)
 	}
 	return nil

@@ -20,6 +20,11 @@ import (
 // finished then goes on in the background or is left to the kubelet.
 const settleLimit = 20 * time.Second
 
+// tidyLimit bounds the start's wait for what a crash left half-made to be
+// destroyed. None of it is listed, so the kubelet need not wait for the rest:
+// a process that is gone but not collected yet, or a plugin, can take long.
+const tidyLimit = time.Second
+
 // recover brings the manager to where the last one was: records, loaded by the
 // ordinary constructors, are matched with what the shim holds, and what was
 // half-made is destroyed by the ordinary destroy.
@@ -31,7 +36,14 @@ func (m *Manager) recover(ctx context.Context) error {
 	return steps.Run(ctx, "recover", nil,
 		steps.Step{Name: "settle containers", Do: func(ctx context.Context) error { return m.settleContainers(ctx, held) }},
 		steps.Step{Name: "settle pods", Do: func(ctx context.Context) error { return m.settlePods(ctx, held) }},
-		steps.Step{Name: "remove ownerless", Do: func(ctx context.Context) error { return m.removeOwnerless(ctx, held) }},
+		steps.Step{Name: "remove ownerless", Do: func(ctx context.Context) error {
+			m.flights.begin("remove ownerless", func(ctx context.Context) { m.removeOwnerless(ctx, held) })
+			return nil
+		}},
+		steps.Step{Name: "await destroyed", Do: func(ctx context.Context) error {
+			m.flights.await(ctx, tidyLimit)
+			return nil
+		}},
 	)
 }
 
@@ -106,10 +118,7 @@ func (c *Container) settle(ctx context.Context, state runtime.State, held bool) 
 	rec := c.record()
 	switch {
 	case rec.State == stateCreating || rec.State == stateRemoving:
-		if err := exclusively(ctx, c.busy, c.destroy); err != nil {
-			c.m.destroyLater(c.id, c.log, c.busy, c.destroy)
-			return err
-		}
+		c.m.destroyAfter(0, c.id, c.log, c.busy, c.destroy)
 		return nil
 	case rec.State == stateExited:
 		c.letGo()
@@ -161,10 +170,7 @@ func (p *Pod) settle(ctx context.Context, held map[string]runtime.State) error {
 	rec := p.record()
 	switch {
 	case rec.State == podCreating || rec.State == podRemoving:
-		if err := exclusively(ctx, p.busy, p.destroy); err != nil {
-			p.m.destroyLater(p.id, p.log, p.busy, p.destroy)
-			return err
-		}
+		p.m.destroyAfter(0, p.id, p.log, p.busy, p.destroy)
 		return nil
 	case rec.State == podStopped:
 		// Its stop may have been cut off, and a kubelet that saw the pod
@@ -211,7 +217,7 @@ func (p *Pod) intact(held map[string]runtime.State) error {
 
 // removeOwnerless frees what a crash left without a record. It logs what it
 // cannot free; the next start tries again.
-func (m *Manager) removeOwnerless(ctx context.Context, held map[string]runtime.State) error {
+func (m *Manager) removeOwnerless(ctx context.Context, held map[string]runtime.State) {
 	err := steps.RunAll(ctx, "remove ownerless", nil,
 		steps.Step{Name: "runtime containers", Do: func(ctx context.Context) error { return m.ownerlessContainers(ctx, held) }},
 		steps.Step{Name: "root filesystems", Do: m.ownerlessMounts},
@@ -222,7 +228,6 @@ func (m *Manager) removeOwnerless(ctx context.Context, held map[string]runtime.S
 	if err != nil {
 		m.log.WithError(err).Warn("not everything without an owner could be removed")
 	}
-	return nil
 }
 
 func (m *Manager) podIDs() []string {

@@ -236,3 +236,37 @@ func TestRecoverEmptyRecord(t *testing.T) {
 		t.Errorf("something was set aside: %v", err)
 	}
 }
+
+// What cannot be destroyed at once does not keep noded from serving.
+func TestRecoverDoesNotWaitForEver(t *testing.T) {
+	n := newNode(t)
+	pod := n.mustRun(t, "p")
+	id := n.mustCreate(t, pod, "c")
+	if err := n.containers[id].note(func(r *containerRecord) { r.State = stateRemoving }); err != nil {
+		t.Fatal(err)
+	}
+	n.close()
+	release := make(chan struct{})
+	n.images.unmount = func(string) error {
+		<-release
+		return nil
+	}
+	opened := make(chan struct{})
+	go func() {
+		n.open(t)
+		close(opened)
+	}()
+	select {
+	case <-opened:
+	case <-time.After(10 * tidyLimit):
+		t.Fatal("noded does not serve")
+	}
+	if list := n.ListContainers(nil); len(list) != 0 {
+		t.Errorf("listed: %v", list)
+	}
+	close(release)
+	if err := n.RemovePod(t.Context(), pod); err != nil {
+		t.Error(err)
+	}
+	n.nothingLeft(t)
+}
