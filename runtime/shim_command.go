@@ -55,7 +55,13 @@ func (s *shim) run(ctx context.Context, c command) error {
 	cmd.Env = runtimeEnv
 	cmd.Dir = "/"
 	// Should the shim die, a half-done command must not go on beside its successor's.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if c.args[0] != "start" {
+		// Ends with the shim, since a successor repeats it. A start must not: cut
+		// off after it let the process go, it leaves a state in which a repeated
+		// one waits for that process for ever.
+		cmd.SysProcAttr.Pdeathsig = unix.SIGKILL
+	}
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
 	cmd.WaitDelay = time.Second
 	stderr := &capped{}

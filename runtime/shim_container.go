@@ -288,6 +288,10 @@ func readPid(path string) (int, error) {
 
 func (c *container) start(ctx context.Context) error {
 	req := c.record.Request
+	// It goes on without its caller: cut off after it let the process go, it
+	// leaves a state in which a repeated one waits for that process for ever.
+	ctx, cancel := cleanUp(ctx)
+	defer cancel()
 	err := c.s.reaper.spawn(func() error {
 		return c.s.run(ctx, command{handler: req.Runtime, dir: c.dir, args: []string{"start", c.id}})
 	})

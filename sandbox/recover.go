@@ -141,18 +141,28 @@ func (c *Container) settle(ctx context.Context, state runtime.State, held bool) 
 		c.exited(*state.Exit)
 		return nil
 	case rec.State == stateStarting:
-		// The runtime may or may not have been told to start, and may be told
-		// again.
-		err := c.m.runtime.Start(ctx, c.id)
-		switch {
-		case err == nil:
-			return c.started()
-		case kind.Is(err, kind.Unavailable), ctx.Err() != nil:
-			return err // nobody knows whether it runs, so it must not be killed
-		}
-		return errors.Join(err, c.startFailed(ctx, err))
+		// A StartContainer that comes meanwhile joins.
+		_, err := c.m.flights.join(ctx, "start "+c.id, startLimit, func(ctx context.Context, _ func(string)) (string, error) {
+			return "", exclusively(ctx, c.busy, c.startAgain)
+		})
+		return err
 	}
 	return nil
+}
+
+// startAgain finishes a start that a crash cut off. The runtime may or may not
+// have been told to start, and may be told again.
+func (c *Container) startAgain(ctx context.Context) error {
+	err := c.m.runtime.Start(ctx, c.id)
+	switch {
+	case err == nil:
+		return c.started()
+	case kind.Is(err, kind.Unavailable), ctx.Err() != nil:
+		c.log.WithError(err).Error("container is not recovered") // nobody knows whether it runs, so it must not be killed
+		return err
+	}
+	c.log.WithError(err).Error("container could not be started")
+	return errors.Join(err, c.startFailed(ctx, err))
 }
 
 func (m *Manager) settlePods(ctx context.Context, held map[string]runtime.State) error {
