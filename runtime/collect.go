@@ -16,7 +16,7 @@ import (
 // children with a session of their own.
 type shims struct {
 	pids    map[int]bool
-	ended   chan struct{}    // has an element when one has ended and been waited for
+	ended   chan struct{}    // has an element when one, or an orphan, has ended and been waited for
 	orphans map[Process]bool // their children that are waited for
 }
 
@@ -35,12 +35,18 @@ func (r *Runtime) startChild(cmd *exec.Cmd) error {
 		r.mu.Lock()
 		delete(r.shims.pids, pid)
 		r.mu.Unlock()
-		select {
-		case r.shims.ended <- struct{}{}:
-		default:
-		}
+		r.lookForOrphans()
 	}()
 	return nil
+}
+
+// lookForOrphans makes collectOrphans look (again). The children of an orphan
+// are given to this process when that ends, and not before.
+func (r *Runtime) lookForOrphans() {
+	select {
+	case r.shims.ended <- struct{}{}:
+	default:
+	}
 }
 
 // collectOrphans waits for the children of shims that died as this process's
@@ -85,8 +91,8 @@ func (r *Runtime) takeOrphan(p pidfd.Process) bool {
 	return true
 }
 
-// collect waits for one orphan and collects its status, unless it is a
-// container's first process, whose status is worth something: reapOrphan does.
+// collect waits for one orphan and collects its status, which is recorded if it
+// is a container's first process.
 func (r *Runtime) collect(ctx context.Context, p pidfd.Process) {
 	key := Process{Pid: p.Pid, StartTime: p.Start}
 	defer func() {
@@ -107,9 +113,12 @@ func (r *Runtime) collect(ctx context.Context, p pidfd.Process) {
 	for {
 		states, err := r.Containers(ctx)
 		if err == nil {
-			if !slices.ContainsFunc(states, func(s State) bool { return s.Process == key }) {
+			if i := slices.IndexFunc(states, func(s State) bool { return s.Process == key }); i >= 0 {
+				r.reapOrphan(states[i].ID, f)
+			} else {
 				pidfd.Reap(f)
 			}
+			r.lookForOrphans()
 			return
 		}
 		select {

@@ -280,6 +280,7 @@ func (r *Runtime) reapOrphan(id string, f *os.File) {
 	if _, err := pidfd.Reap(f); err != nil && !errors.Is(err, unix.ECHILD) {
 		r.log.WithError(err).WithField("container", id).Warn("collect exit status")
 	}
+	r.lookForOrphans()
 }
 
 func openShimLog(path string) (*os.File, error) {

@@ -47,7 +47,7 @@ func crashPoints(t *testing.T, n *node.Node) []string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "points")
 	relaunch(t, n, "NODED_CRASH_LIST="+file)
-	must(t, patient(n, n.PodConfig(t), 0))
+	must(t, patient(n, n.PodConfig(t), 0, false))
 	_, err := n.Terminate()
 	must(t, err)
 	data, err := os.ReadFile(file)
@@ -82,7 +82,7 @@ func crashAt(t *testing.T, n *node.Node, point string, scope oracle.Scope) {
 		}
 	}()
 	config := n.PodConfig(t)
-	if err := patient(n, config, 0); err != nil {
+	if err := patient(n, config, 0, false); err != nil {
 		t.Errorf("the caller's life: %v", err)
 	}
 	select {
@@ -129,7 +129,7 @@ func TestUnacknowledged(t *testing.T) {
 			must(t, n.Launch())
 			complete(t, n)
 			if p == nil { // not acknowledged: the same call again succeeds
-				must(t, patient(n, config, 0))
+				must(t, patient(n, config, 0, false))
 			} else {
 				must(t, p.Remove())
 			}
