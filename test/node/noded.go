@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Build makes the daemon with the given build tags, or returns what NODED_BIN
@@ -73,7 +75,10 @@ func (noded) helpers(n *Node) map[string]int {
 			continue
 		}
 		args := bytes.Split(data, []byte{0})
-		if len(args) > 1 && string(args[1]) == "shim" && bytes.Contains(data, []byte(n.Dir)) {
+		// Its children look alike until they execute something; it alone leads a
+		// session.
+		session, err := unix.Getsid(pid)
+		if len(args) > 1 && string(args[1]) == "shim" && bytes.Contains(data, []byte(n.Dir)) && err == nil && session == pid {
 			found["shim"] = pid
 		}
 	}
