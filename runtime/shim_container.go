@@ -239,7 +239,7 @@ func (c *container) runCreate(ctx context.Context, req CreateRequest, stdio *std
 	pidFile := c.path("pid")
 	args := []string{"create", "--bundle", req.Bundle, "--pid-file", pidFile}
 	if req.Terminal {
-		args = append(args, "--console-socket", c.path("tty.sock"))
+		args = append(args, "--console-socket", stdio.consolePath)
 	}
 	said := c.absorb()
 	cmd := command{handler: req.Runtime, dir: c.dir, args: append(args, req.ID), stdio: stdio.child, said: said.end}

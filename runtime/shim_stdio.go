@@ -20,12 +20,20 @@ var outputs = [2]string{"stdout", "stderr"}
 type stdio struct {
 	child   []*os.File
 	console *net.UnixListener
+
+	// consolePath leads to console through folder: a socket's own path may have
+	// 107 bytes only (unix(7)), and a container's folder has a long name.
+	consolePath string
+	folder      *os.File
 }
 
 func (s *stdio) close() {
 	wire.CloseAll(s.child)
 	if s.console != nil {
 		s.console.Close()
+	}
+	if s.folder != nil {
+		s.folder.Close()
 	}
 }
 
@@ -124,7 +132,11 @@ func (c *container) makeConsole(io *stdio) error {
 	}
 	// The runtime's own words are in its log.
 	io.child = []*os.File{null, null, null}
-	io.console, err = wire.Listen(c.path("tty.sock"))
+	if io.folder, err = os.Open(c.dir); err != nil {
+		return fmt.Errorf("open container folder: %w", err)
+	}
+	io.consolePath = fmt.Sprintf("/proc/%d/fd/%d/tty.sock", os.Getpid(), io.folder.Fd())
+	io.console, err = wire.Listen(io.consolePath)
 	if err != nil {
 		return err
 	}
