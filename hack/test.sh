@@ -18,9 +18,9 @@ if ((EUID != 0)); then
 fi
 # One package at a time: those that use networks or start daemons measure what
 # is left on the machine afterwards.
-go test -p 1 -timeout 10m ./...
+go test -p 1 -count 1 -timeout 10m ./...
 for module in test/*/go.mod; do
   [[ -e $module ]] || continue
   echo "+ go test in $(dirname "$module")"
-  (cd "$(dirname "$module")" && go test -p 1 -timeout 15m ./...)
+  (cd "$(dirname "$module")" && go test -p 1 -count 1 -timeout 15m ./...)
 done

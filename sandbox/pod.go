@@ -69,7 +69,7 @@ func (m *Manager) RunPod(ctx context.Context, config *cri.PodSandboxConfig, hand
 	if err != nil {
 		return "", err
 	}
-	if namespaces(config).Network == cri.NamespaceMode_POD {
+	if sharedNetwork(config) {
 		if err := m.network.Ready(); err != nil {
 			return "", kind.Errorf(kind.Unavailable, "network is not ready: %w", err)
 		}
@@ -213,6 +213,17 @@ func namespaces(config *cri.PodSandboxConfig) *cri.NamespaceOption {
 
 func hostNetwork(config *cri.PodSandboxConfig) bool {
 	return namespaces(config).Network == cri.NamespaceMode_NODE
+}
+
+// sharedNetwork says whether the pod has a network namespace for its containers.
+func sharedNetwork(config *cri.PodSandboxConfig) bool {
+	return namespaces(config).Network == cri.NamespaceMode_POD
+}
+
+// sharedIPC says whether the pod has an IPC namespace, and with it a /dev/shm,
+// for its containers.
+func sharedIPC(config *cri.PodSandboxConfig) bool {
+	return namespaces(config).Ipc == cri.NamespaceMode_POD
 }
 
 func hostIPC(config *cri.PodSandboxConfig) bool {

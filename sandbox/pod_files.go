@@ -77,7 +77,7 @@ func (p *Pod) resolvFile() ([]byte, error) {
 // mountShm mounts the tmpfs that the pod's containers share as /dev/shm. With
 // the host's IPC namespace they get the host's instead.
 func (p *Pod) mountShm(context.Context) error {
-	if hostIPC(p.config) {
+	if !sharedIPC(p.config) {
 		return nil
 	}
 	if err := os.MkdirAll(p.paths.shm(), 0o700); err != nil {
@@ -108,10 +108,13 @@ func unmountShm(path string) error {
 
 // shmPath is what a container gets at /dev/shm.
 func (p *Pod) shmPath() string {
-	if hostIPC(p.config) {
+	switch {
+	case sharedIPC(p.config):
+		return p.paths.shm()
+	case hostIPC(p.config):
 		return "/dev/shm"
 	}
-	return p.paths.shm()
+	return "" // each has one of its own
 }
 
 // bandwidth reads the annotations that kubelets pass for the bandwidth plugin,

@@ -11,7 +11,6 @@ import (
 
 	"noded.dev/noded/internal/atomicfile"
 	"noded.dev/noded/internal/kind"
-	"noded.dev/noded/internal/namespace"
 	"noded.dev/noded/internal/steps"
 	"noded.dev/noded/runtime"
 	"noded.dev/noded/spec"
@@ -81,14 +80,8 @@ func (p *Pod) writeInitBundle(context.Context) error {
 		return err
 	}
 	in := spec.Input{ID: p.id, PodID: p.id, Pod: p.config, Cgroup: cgroupPath, Facts: p.m.opts.Facts}
+	in.Paths = p.joined()
 	in.Paths.RootFS, in.Paths.Self = rootfs, p.m.opts.InitBinary
-	if !hostNetwork(p.config) {
-		in.Paths.NetNS = namespace.Path(p.paths.ns, "net")
-		in.Paths.UTSNS = namespace.Path(p.paths.ns, "uts")
-	}
-	if !hostIPC(p.config) {
-		in.Paths.IPCNS = namespace.Path(p.paths.ns, "ipc")
-	}
 	s, err := spec.Init(in)
 	if err != nil {
 		return err

@@ -99,7 +99,7 @@ func (p *Pod) makeCgroup(context.Context) error {
 
 func (p *Pod) makeNamespaces(ctx context.Context) error {
 	req := namespace.Request{
-		Dir: p.paths.ns, Net: !hostNetwork(p.config), IPC: !hostIPC(p.config),
+		Dir: p.paths.ns, Net: sharedNetwork(p.config), IPC: sharedIPC(p.config),
 		UTS: !hostNetwork(p.config), Sysctls: p.config.GetLinux().GetSysctls(),
 	}
 	if req.UTS {
@@ -116,7 +116,7 @@ func (p *Pod) hostname() string { return spec.Hostname(p.config, p.id, p.m.opts.
 func (p *Pod) connect(ctx context.Context) error {
 	// CONTAINER scope means that no container shares a network with another,
 	// so there is nothing to connect.
-	if namespaces(p.config).Network != cri.NamespaceMode_POD {
+	if !sharedNetwork(p.config) {
 		return nil
 	}
 	pod, err := p.networkPod()

@@ -211,10 +211,10 @@ func (p *Pod) finishStop() {
 // intact returns what of a ready pod was lost while noded was not there.
 func (p *Pod) intact(held map[string]runtime.State) error {
 	rec := p.record()
-	if !hostNetwork(p.config) && !namespace.Pinned(namespace.Path(p.paths.ns, "net")) {
+	if sharedNetwork(p.config) && !namespace.Pinned(namespace.Path(p.paths.ns, "net")) {
 		return errors.New("its network namespace is gone")
 	}
-	if !hostIPC(p.config) && !namespace.Pinned(namespace.Path(p.paths.ns, "ipc")) {
+	if sharedIPC(p.config) && !namespace.Pinned(namespace.Path(p.paths.ns, "ipc")) {
 		return errors.New("its IPC namespace is gone")
 	}
 	if rec.Init.Pid != 0 {

@@ -125,8 +125,12 @@ func (p *Pod) dial(ctx context.Context, port int) (net.Conn, error) {
 		}
 		return all
 	}
-	if hostNetwork(p.config) {
-		return conn, connect()
+	switch {
+	case hostNetwork(p.config):
+		err := connect()
+		return conn, err
+	case !sharedNetwork(p.config):
+		return nil, kind.Errorf(kind.Precondition, "each container has a network of its own")
 	}
 	err := namespace.Do(namespace.Path(p.paths.ns, "net"), connect)
 	return conn, err

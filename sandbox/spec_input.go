@@ -52,16 +52,9 @@ func (c *creation) specInput(ctx context.Context) (spec.Input, error) {
 // specPaths says which of the pod's files and namespaces the container joins.
 func (c *creation) specPaths(ctx context.Context) (spec.Paths, error) {
 	p := c.pod
-	paths := spec.Paths{
-		RootFS: c.rootfs, Hosts: p.paths.hosts(), Hostname: p.paths.hostname(), ResolvConf: p.paths.resolvConf(), Shm: p.shmPath(),
-	}
-	if !hostNetwork(p.config) {
-		paths.NetNS = namespace.Path(p.paths.ns, "net")
-		paths.UTSNS = namespace.Path(p.paths.ns, "uts")
-	}
-	if !hostIPC(p.config) {
-		paths.IPCNS = namespace.Path(p.paths.ns, "ipc")
-	}
+	paths := p.joined()
+	paths.RootFS, paths.Shm = c.rootfs, p.shmPath()
+	paths.Hosts, paths.Hostname, paths.ResolvConf = p.paths.hosts(), p.paths.hostname(), p.paths.resolvConf()
 	own := c.config.GetLinux().GetSecurityContext().GetNamespaceOptions()
 	switch own.GetPid() {
 	case cri.NamespaceMode_POD:
@@ -80,6 +73,24 @@ func (c *creation) specPaths(ctx context.Context) (spec.Paths, error) {
 		paths.PIDNS = fmt.Sprintf("/proc/%d/ns/pid", pid)
 	}
 	return paths, nil
+}
+
+// joined are the namespaces that processes of the pod join, or get anew.
+func (p *Pod) joined() spec.Paths {
+	paths := spec.Paths{
+		OwnNet: !sharedNetwork(p.config) && !hostNetwork(p.config),
+		OwnIPC: !sharedIPC(p.config) && !hostIPC(p.config),
+	}
+	if sharedNetwork(p.config) {
+		paths.NetNS = namespace.Path(p.paths.ns, "net")
+	}
+	if sharedIPC(p.config) {
+		paths.IPCNS = namespace.Path(p.paths.ns, "ipc")
+	}
+	if !hostNetwork(p.config) {
+		paths.UTSNS = namespace.Path(p.paths.ns, "uts")
+	}
+	return paths
 }
 
 // targetPid is the init of the container whose PID namespace is to be joined,

@@ -176,10 +176,10 @@ func (p *Pod) cgroupDir() string {
 	return rec.Cgroup
 }
 
-// networkUsage reads the pod's interfaces; nil for a host-network pod, whose
-// traffic cannot be told from the node's.
+// networkUsage reads the pod's interfaces; nil for a pod without a network of
+// its own: the node's traffic is not the pod's.
 func (p *Pod) networkUsage() (*cri.NetworkUsage, error) {
-	if hostNetwork(p.config) {
+	if !sharedNetwork(p.config) {
 		return nil, nil
 	}
 	interfaces, err := namespace.Stats(namespace.Path(p.paths.ns, "net"))

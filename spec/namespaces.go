@@ -16,6 +16,12 @@ func applyNamespaces(in *Input, s *rspec.Spec) error {
 	}
 	join(rspec.NetworkNamespace, p.NetNS)
 	join(rspec.IPCNamespace, p.IPCNS)
+	if p.OwnNet {
+		ns = append(ns, rspec.LinuxNamespace{Type: rspec.NetworkNamespace})
+	}
+	if p.OwnIPC {
+		ns = append(ns, rspec.LinuxNamespace{Type: rspec.IPCNamespace})
+	}
 	join(rspec.UTSNamespace, p.UTSNS)
 	if !p.HostPID {
 		ns = append(ns, rspec.LinuxNamespace{Type: rspec.PIDNamespace, Path: p.PIDNS})

@@ -248,6 +248,19 @@ func TestStopSignal(t *testing.T) {
 }
 
 // TestResources: zero is left out, swap follows memory, clamps and warnings.
+// A namespace that each container has for itself is made, not joined.
+func TestOwnNamespaces(t *testing.T) {
+	in := testInput()
+	in.Paths.NetNS, in.Paths.IPCNS, in.Paths.OwnNet, in.Paths.OwnIPC = "", "", true, true
+	got := map[rspec.LinuxNamespaceType]string{}
+	for _, ns := range mustContainer(t, in).Linux.Namespaces {
+		got[ns.Type] = "made" + ns.Path
+	}
+	if got[rspec.NetworkNamespace] != "made" || got[rspec.IPCNamespace] != "made" {
+		t.Errorf("namespaces %v", got)
+	}
+}
+
 // CPUs and memory nodes that the node does not have are the request's mistake.
 func TestResourcesOnNode(t *testing.T) {
 	f := Facts{CPUs: 2, MemoryNodes: 1}

@@ -50,12 +50,12 @@ func validateSysctls(p *cri.PodSandboxConfig) error {
 func sysctlNamespace(name string, o *cri.NamespaceOption) error {
 	switch {
 	case strings.HasPrefix(name, "net."):
-		if o.GetNetwork() == cri.NamespaceMode_NODE {
-			return kind.Errorf(kind.Invalid, "sysctl %s cannot be set in the node's network namespace", name)
+		if o.GetNetwork() != cri.NamespaceMode_POD {
+			return kind.Errorf(kind.Invalid, "sysctl %s needs a network namespace of the pod", name)
 		}
 	case strings.HasPrefix(name, "fs.mqueue.") || slices.Contains(ipcSysctls, name):
-		if o.GetIpc() == cri.NamespaceMode_NODE {
-			return kind.Errorf(kind.Invalid, "sysctl %s cannot be set in the node's IPC namespace", name)
+		if o.GetIpc() != cri.NamespaceMode_POD {
+			return kind.Errorf(kind.Invalid, "sysctl %s needs an IPC namespace of the pod", name)
 		}
 	default:
 		return kind.Errorf(kind.Invalid, "sysctl %s does not belong to a namespace of the pod", name)

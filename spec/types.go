@@ -50,6 +50,8 @@ type Paths struct {
 	UTSNS      string // "" the host's
 	PIDNS      string // join this; "" with HostPID false: a new one
 	HostPID    bool
+	OwnNet     bool   // a new network namespace, with a loopback only
+	OwnIPC     bool   // a new one; Shm is "" then
 	Self       string // the noded binary, which is the init of a shared PID namespace
 }
 

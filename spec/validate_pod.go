@@ -234,8 +234,8 @@ func validateIDs(user, group *cri.Int64Value, groups []int64) error {
 // validateNamespaces checks modes. TARGET is for a container's processes only.
 func validateNamespaces(o *cri.NamespaceOption, container bool) error {
 	for what, mode := range map[string]cri.NamespaceMode{"network": o.GetNetwork(), "ipc": o.GetIpc()} {
-		if mode != cri.NamespaceMode_POD && mode != cri.NamespaceMode_NODE {
-			return kind.Errorf(kind.Invalid, "%s namespace mode %s: the CRI has POD and NODE", what, mode)
+		if mode != cri.NamespaceMode_POD && mode != cri.NamespaceMode_NODE && mode != cri.NamespaceMode_CONTAINER {
+			return kind.Errorf(kind.Invalid, "%s namespace mode %s: the CRI has POD, CONTAINER and NODE", what, mode)
 		}
 	}
 	switch mode := o.GetPid(); mode {

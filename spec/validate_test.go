@@ -59,10 +59,14 @@ func TestValidatePod(t *testing.T) {
 		"SELinux":                  func(p pod) { security(p).SelinuxOptions = &cri.SELinuxOption{Type: "a:b"} },
 		"overhead":                 func(p pod) { p.Linux.Overhead = &cri.LinuxContainerResources{CpuShares: -1} },
 		"B33 network mode":         func(p pod) { namespaces(p).Network = 7 },
-		"B33 network CONTAINER":    func(p pod) { namespaces(p).Network = cri.NamespaceMode_CONTAINER },
-		"B33 ipc TARGET":           func(p pod) { namespaces(p).Ipc = cri.NamespaceMode_TARGET },
-		"B33 pid TARGET":           func(p pod) { n := namespaces(p); n.Pid, n.TargetId = cri.NamespaceMode_TARGET, "x" },
-		"B33 userns mode":          func(p pod) { namespaces(p).UsernsOptions = &cri.UserNamespace{Mode: cri.NamespaceMode_CONTAINER} },
+		"B33 network TARGET":       func(p pod) { namespaces(p).Network = cri.NamespaceMode_TARGET },
+		"B33 sysctl without net": func(p pod) {
+			namespaces(p).Network = cri.NamespaceMode_CONTAINER
+			p.Linux.Sysctls = map[string]string{"net.ipv4.ip_forward": "1"}
+		},
+		"B33 ipc TARGET":  func(p pod) { namespaces(p).Ipc = cri.NamespaceMode_TARGET },
+		"B33 pid TARGET":  func(p pod) { n := namespaces(p); n.Pid, n.TargetId = cri.NamespaceMode_TARGET, "x" },
+		"B33 userns mode": func(p pod) { namespaces(p).UsernsOptions = &cri.UserNamespace{Mode: cri.NamespaceMode_CONTAINER} },
 		"B33 userns NODE mapped": func(p pod) {
 			namespaces(p).UsernsOptions = userNamespace(cri.NamespaceMode_NODE, 1)
 		},

@@ -40,9 +40,15 @@ func TestNamespaces(t *testing.T) {
 		"host's pid":  {pod, host, pod, map[string]bool{"net": true, "ipc": true, "uts": true, "pid": true}, map[string]bool{"pid": true}},
 		"host's ipc":  {pod, container, host, map[string]bool{"net": true, "ipc": true, "uts": true}, map[string]bool{"ipc": true}},
 		"host's net":  {host, container, pod, map[string]bool{"net": true, "ipc": true, "uts": true}, map[string]bool{"net": true, "uts": true}},
+		"own net":     {container, container, pod, map[string]bool{"ipc": true, "uts": true}, nil},
+		"own ipc":     {pod, container, container, map[string]bool{"net": true, "uts": true}, nil},
+		"all own":     {container, container, container, map[string]bool{"uts": true}, nil},
 		"all of host": {host, host, host, map[string]bool{"net": true, "ipc": true, "uts": true, "pid": true}, map[string]bool{"net": true, "uts": true, "pid": true, "ipc": true}},
 	} {
 		t.Run(name, func(t *testing.T) {
+			if c.net == container || c.ipc == container {
+				skipOnPeer(t, "it has no network or IPC namespace for each container")
+			}
 			p := n.RunPod(t, func(config *cri.PodSandboxConfig) {
 				config.Linux.SecurityContext.NamespaceOptions = &cri.NamespaceOption{Network: c.net, Pid: c.pid, Ipc: c.ipc}
 				if c.net == host {
