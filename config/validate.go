@@ -17,9 +17,9 @@ import (
 // maxSocketPath is what unix(7) leaves of sun_path's 108 bytes beside the NUL.
 const maxSocketPath = 107
 
-// shimSocket is the longest socket path below state; the shim's socket has to
-// fit as well.
-const shimSocket = "shim/shim.sock"
+// shimSocket is the shim's socket below state, whose path has to fit as well.
+// (Those of terminals do not count: the shim names them by a descriptor.)
+const shimSocket = "shim.sock"
 
 // RFC 1123 label: what Kubernetes allows as a RuntimeClass's handler.
 var handlerName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)

@@ -358,9 +358,6 @@ func (s *Stream) empty() bool {
 	return left == 0 && !s.busy.Load()
 }
 
-// Ended is closed when Run has returned.
-func (s *Stream) Ended() <-chan struct{} { return s.ended }
-
 // Close ends Run, waits for it and frees the stream's descriptors. What is in
 // the FIFO stays there.
 func (s *Stream) Close() error {
