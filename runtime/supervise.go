@@ -75,7 +75,9 @@ func (r *Runtime) connect(ctx context.Context) (*net.UnixConn, error) {
 		case errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET):
 			continue // it took the connection and then re-executed itself
 		case errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ENOENT):
-			if err := r.startShim(ctx); err != nil {
+			// One that a daemon had started just before it died may have come
+			// up meanwhile, and keeps ours from serving.
+			if err := r.startShim(ctx); err != nil && tries > 0 {
 				return nil, err
 			}
 		default:
