@@ -26,8 +26,11 @@ type mountRecord struct {
 	Image   string       `json:"image"`
 	Stack   []string     `json:"stack"`
 	Root    layer.Folder `json:"root"`
-	held    []string     // layers that this record is counted as a user of
-	unknown bool         // mounted, but the record cannot be read
+
+	Volumes map[int]volumeRecord `json:"volumes,omitempty"`
+
+	held    []string // layers that this record is counted as a user of
+	unknown bool     // mounted, but the record cannot be read
 }
 
 const mountFile = "mount.json"
@@ -149,8 +152,8 @@ func (s *Store) mount(id string, rec *mountRecord) error {
 	return overlay.Mount(overlay.Request{Lower: lower, Upper: upper, Work: work, Target: s.rootfs(id)})
 }
 
-// Unmount unmounts a container's root filesystem and deletes its writable
-// layer; nil if there is none (any more).
+// Unmount unmounts a container's root filesystem and volumes and deletes its
+// writable layer; nil if there is none (any more).
 func (s *Store) Unmount(ctx context.Context, id string) error {
 	if !containerID.MatchString(id) {
 		return nil // nothing by such a name can exist
@@ -168,6 +171,9 @@ func (s *Store) Unmount(ctx context.Context, id string) error {
 
 // destroy takes a root filesystem away, however far it came.
 func (s *Store) destroy(id string) error {
+	if err := s.unmountVolumes(id); err != nil {
+		return err
+	}
 	if err := overlay.Unmount(s.rootfs(id)); err != nil {
 		return err
 	}

@@ -141,6 +141,9 @@ func (s *Store) recoverMounts() error {
 		if err == nil && r.Version == recordVersion && len(r.Stack) > 0 {
 			s.mounts[id] = r
 			r.held = s.holdLocked(r.Stack)
+			for _, v := range r.Volumes {
+				r.held = append(r.held, s.holdLocked(v.Stack)...)
+			}
 			continue
 		}
 		if !overlay.Mounted(s.rootfs(id)) {

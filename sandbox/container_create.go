@@ -12,6 +12,7 @@ import (
 	rspec "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"noded.dev/noded/imagestore"
 	"noded.dev/noded/internal/atomicfile"
@@ -67,6 +68,7 @@ type creation struct {
 	*Container
 	image  imagestore.Image
 	rootfs string
+	images []string // by the index of the mount: paths of images; "" for others
 	user   userdb.User
 	spec   *rspec.Spec
 }
@@ -92,6 +94,7 @@ func (p *Pod) create(ctx context.Context, config *cri.ContainerConfig, at func(s
 	err = steps.Run(ctx, "create container", at,
 		steps.Step{Name: "record", Do: made.recordFirst},
 		steps.Step{Name: "mount root filesystem", Do: made.mountRootfs},
+		steps.Step{Name: "mount images", Do: made.mountImages},
 		steps.Step{Name: "resolve user", Do: made.resolveUser},
 		steps.Step{Name: "write bundle", Do: made.writeBundle},
 		steps.Step{Name: "create in runtime", Do: made.createInRuntime},
@@ -146,6 +149,26 @@ func (c *creation) mountRootfs(ctx context.Context) (err error) {
 		ID: c.id, ImageID: c.image.ID, ReadOnly: c.config.GetLinux().GetSecurityContext().GetReadonlyRootfs(),
 	})
 	return err
+}
+
+// mountImages mounts the images that are volumes. The kubelet has pulled them;
+// it looks for the error's text to tell its users what failed.
+func (c *creation) mountImages(ctx context.Context) error {
+	c.images = make([]string, len(c.config.Mounts))
+	for i, m := range c.config.Mounts {
+		name := m.GetImage().GetImage()
+		if name == "" {
+			continue
+		}
+		image, err := c.m.images.Lookup(name)
+		if err == nil {
+			c.images[i], err = c.m.images.MountVolume(ctx, imagestore.VolumeRequest{ID: c.id, Index: i, ImageID: image.ID, SubPath: m.ImageSubPath})
+		}
+		if err != nil {
+			return fmt.Errorf("mount %s: %w: %w", m.ContainerPath, crierrors.ErrImageVolumeMountFailed, err)
+		}
+	}
+	return nil
 }
 
 func (c *creation) resolveUser(context.Context) (err error) {

@@ -21,8 +21,13 @@ type Images interface {
 	// layers cannot be freed while the root filesystem exists.
 	Mount(ctx context.Context, req imagestore.MountRequest) (rootfs string, err error)
 
-	// Unmount unmounts a container's root filesystem and deletes its writable
-	// layer; nil if there is none (any more).
+	// MountVolume mounts an image as a read-only volume of a container whose
+	// root filesystem is mounted, and returns the path to bind. It stays until
+	// Unmount, and so do the image's layers. A repeated call is done.
+	MountVolume(ctx context.Context, req imagestore.VolumeRequest) (path string, err error)
+
+	// Unmount unmounts a container's root filesystem and volumes and deletes
+	// its writable layer; nil if there is none (any more).
 	Unmount(ctx context.Context, id string) error
 
 	// Mounts lists the container ids that have a root filesystem, for recovery.

@@ -157,6 +157,10 @@ func (f *fakeImages) Mount(_ context.Context, req imagestore.MountRequest) (stri
 	return dir, os.MkdirAll(dir, 0o755)
 }
 
+func (f *fakeImages) MountVolume(_ context.Context, req imagestore.VolumeRequest) (string, error) {
+	return filepath.Join(f.dir, "volume"), nil
+}
+
 func (f *fakeImages) Unmount(_ context.Context, id string) error {
 	if f.unmount != nil {
 		if err := f.unmount(id); err != nil {

@@ -31,9 +31,9 @@ func (c *creation) specInput(ctx context.Context) (spec.Input, error) {
 		Paths: paths, Cgroup: c.record().Cgroup, Facts: c.m.opts.Facts,
 	}
 	if info, err := c.m.runtime.Handler(c.record().Handler.Name); err == nil {
-		in.Facts.RuntimeSpecMax, in.Facts.RRO = info.SpecMax, info.RRO
+		in.Facts.RuntimeSpecMax, in.Facts.RRO, in.Facts.MountFlags = info.SpecMax, info.RRO, info.MountFlags
 	}
-	if in.MountSources, err = mountSources(ctx, c.config.Mounts); err != nil {
+	if in.MountSources, err = c.mountSources(ctx); err != nil {
 		return in, err
 	}
 	if c.config.GetLinux().GetSecurityContext().GetPrivileged() {
@@ -107,13 +107,13 @@ func (p *Pod) targetPid(id string) (int, error) {
 	return rec.Process.Pid, nil
 }
 
-// mountSources finds the host path behind every mount, in their order. A
-// missing one is created as a folder, as kubelets are used to.
-func mountSources(ctx context.Context, mounts []*cri.Mount) ([]string, error) {
-	sources := make([]string, len(mounts))
-	for i, mount := range mounts {
-		if mount.GetImage().GetImage() != "" {
-			return nil, kind.Errorf(kind.Unimplemented, "mount %s: image mounts are not supported", mount.ContainerPath)
+// mountSources finds the path behind every mount, in their order. A
+// missing host path is created as a folder, as kubelets are used to.
+func (c *creation) mountSources(ctx context.Context) ([]string, error) {
+	sources := make([]string, len(c.config.Mounts))
+	for i, mount := range c.config.Mounts {
+		if sources[i] = c.images[i]; sources[i] != "" {
+			continue
 		}
 		source, err := hostPath(ctx, mount.HostPath)
 		if err != nil {

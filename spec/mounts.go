@@ -105,6 +105,9 @@ func requestedMounts(in *Input) ([]rspec.Mount, error) {
 			// the edge puts it there, wherever the chain has it.
 			return nil, kind.Errorf(kind.Precondition, "mount %s: this kernel or handler cannot make it recursively read-only: %w", m.GetContainerPath(), crierrors.ErrRROUnsupported)
 		}
+		if err := checkMountFlags(in, m); err != nil {
+			return nil, err
+		}
 		if in.MountSources[i] == "" {
 			return nil, kind.Errorf(kind.Internal, "mount %s has no source", m.GetContainerPath())
 		}
@@ -128,7 +131,25 @@ func mountOptions(m *cri.Mount) []string {
 	default:
 		options = append(options, "rw")
 	}
-	return append(options, m.GetMountOptions()...)
+	if m.GetImage().GetImage() != "" {
+		// Data alone: that is how Kubernetes describes image volumes.
+		options = append(options, "nosuid", "nodev", "noexec")
+	}
+	for _, o := range m.GetMountOptions() {
+		options = appendNew(options, o)
+	}
+	return options
+}
+
+// checkMountFlags refuses options that the handler would ignore or fail on,
+// where it tells which it knows.
+func checkMountFlags(in *Input, m *cri.Mount) error {
+	for _, o := range m.GetMountOptions() {
+		if len(in.Facts.MountFlags) > 0 && !in.Facts.MountFlags[o] {
+			return kind.Errorf(kind.Precondition, "mount %s: the runtime handler does not know the mount option %q", clip(m.GetContainerPath()), o)
+		}
+	}
+	return nil
 }
 
 func propagationOption(p cri.MountPropagation) string {

@@ -28,6 +28,8 @@ type Facts struct {
 	Hostname        string // the node's, for pods in its network namespace
 	AppArmorDefault string // profile loaded on the node for RuntimeDefault; "" none
 	RRO             bool   // kernel and handler can make mounts recursively read-only
+
+	MountFlags map[string]bool // mount options that the handler knows; empty: it does not tell
 }
 
 // User is a resolved identity (user_namespaces aside).

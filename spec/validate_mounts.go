@@ -20,8 +20,11 @@ var procFiles = []string{
 var deviceFiles = []string{"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/console", "/dev/ptmx"}
 
 // bindOptions are the mount options of the CRI that a bind mount can have;
-// all of them only restrict.
-var bindOptions = []string{"noexec", "nodev", "nosuid", "noatime", "nodiratime", "relatime", "strictatime", "nosymfollow"}
+// all of them only restrict. Those with an "r" hold for what is mounted below too.
+var bindOptions = []string{
+	"noexec", "nodev", "nosuid", "noatime", "nodiratime", "relatime", "strictatime", "nosymfollow",
+	"rnoexec", "rnodev", "rnosuid", "rnoatime", "rnodiratime", "rrelatime", "rstrictatime", "rnosymfollow",
+}
 
 // reservedPath is where a mount would change what the runtime itself relies on.
 func reservedPath(p string) bool {
@@ -96,6 +99,9 @@ func validateMountMode(m *cri.Mount, privileged bool) error {
 	}
 	if m.GetPropagation() == cri.MountPropagation_PROPAGATION_BIDIRECTIONAL && !privileged {
 		return kind.Errorf(kind.Invalid, "bidirectional propagation needs a privileged container")
+	}
+	if m.GetPropagation() == cri.MountPropagation_PROPAGATION_BIDIRECTIONAL && m.GetImage().GetImage() != "" {
+		return kind.Errorf(kind.Invalid, "an image takes no mounts, so propagation cannot be bidirectional")
 	}
 	if m.GetRecursiveReadOnly() {
 		if !m.GetReadonly() {

@@ -15,10 +15,10 @@ import (
 
 // Request is one mount.
 type Request struct {
-	Lower  []string // topmost first, at least one
-	Upper  string
-	Work   string // on Upper's file system, empty
-	Target string // an existing folder
+	Lower  []string // topmost first, at least one, or two without Upper
+	Upper  string   // "": the mount is read-only, for data alone: no programs, devices, set-id bits
+	Work   string   // on Upper's file system, empty
+	Target string   // an existing folder
 }
 
 // option is a mount option; optional ones are left out where the kernel does
@@ -68,11 +68,13 @@ func Mount(r Request) error {
 			return explain(fd, fmt.Sprintf("add layer %d of %d", i+1, len(r.Lower)), err)
 		}
 	}
-	if err := set("upperdir", r.Upper); err != nil {
-		return explain(fd, "set upper folder", err)
-	}
-	if err := set("workdir", r.Work); err != nil {
-		return explain(fd, "set work folder", err)
+	if r.Upper != "" {
+		if err := set("upperdir", r.Upper); err != nil {
+			return explain(fd, "set upper folder", err)
+		}
+		if err := set("workdir", r.Work); err != nil {
+			return explain(fd, "set work folder", err)
+		}
 	}
 	for _, opt := range options() {
 		err := setOption(fd, opt)
@@ -83,7 +85,7 @@ func Mount(r Request) error {
 	if err := unix.FsconfigCreate(fd); err != nil {
 		return explain(fd, "create overlay", err)
 	}
-	return attach(fd, r.Target)
+	return attach(fd, r)
 }
 
 func setOption(fd int, o option) error {
@@ -93,13 +95,17 @@ func setOption(fd int, o option) error {
 	return unix.FsconfigSetString(fd, o.key, o.value)
 }
 
-func attach(fs int, target string) error {
-	m, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
+func attach(fs int, r Request) error {
+	attributes := 0
+	if r.Upper == "" {
+		attributes = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
+	}
+	m, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, attributes)
 	if err != nil {
 		return explain(fs, "make mount", err)
 	}
 	defer unix.Close(m)
-	if err := unix.MoveMount(m, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+	if err := unix.MoveMount(m, "", unix.AT_FDCWD, r.Target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return fmt.Errorf("attach mount: %w", err)
 	}
 	return nil
@@ -152,15 +158,18 @@ func mountClassic(r Request) error {
 		}
 		lower[i] = p
 	}
-	upper, err := o.proc(r.Upper)
-	if err != nil {
-		return err
+	data, flags := "lowerdir="+strings.Join(lower, ":"), uintptr(unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC)
+	if r.Upper != "" {
+		upper, err := o.proc(r.Upper)
+		if err != nil {
+			return err
+		}
+		work, err := o.proc(r.Work)
+		if err != nil {
+			return err
+		}
+		data, flags = data+",upperdir="+upper+",workdir="+work, 0
 	}
-	work, err := o.proc(r.Work)
-	if err != nil {
-		return err
-	}
-	data := "lowerdir=" + strings.Join(lower, ":") + ",upperdir=" + upper + ",workdir=" + work
 	if len(data) > os.Getpagesize()-200 {
 		return fmt.Errorf("mount overlay: %d layers need Linux 6.8", len(r.Lower))
 	}
@@ -175,9 +184,9 @@ func mountClassic(r Request) error {
 			required += text
 		}
 	}
-	err = unix.Mount("overlay", r.Target, "overlay", 0, data)
+	err := unix.Mount("overlay", r.Target, "overlay", flags, data)
 	if errors.Is(err, unix.EINVAL) {
-		err = unix.Mount("overlay", r.Target, "overlay", 0, required)
+		err = unix.Mount("overlay", r.Target, "overlay", flags, required)
 	}
 	if err != nil {
 		return fmt.Errorf("mount overlay: %w", err)

@@ -96,7 +96,11 @@ func patient(n *node.Node, config *cri.PodSandboxConfig, i int, mayLose bool) er
 			return err
 		}},
 		{"create", func() (err error) {
-			c, err = p.TryCreate(node.ContainerConfig("c", fmt.Sprintf("echo %d; sleep 1000", i)))
+			config := node.ContainerConfig("c", fmt.Sprintf("echo %d; sleep 1000", i))
+			if noded() {
+				imageVolume(node.Image, "etc")(config)
+			}
+			c, err = p.TryCreate(config)
 			return err
 		}},
 		{"start", func() error {
