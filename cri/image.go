@@ -51,7 +51,7 @@ func (s *Server) ImageStatus(_ context.Context, req *api.ImageStatusRequest) (*a
 	resp := &api.ImageStatusResponse{Image: describe(image)}
 	if req.Verbose {
 		text, err := json.Marshal(map[string]any{
-			"imageSpec": image.Config, "manifest": image.Manifest, "pulledAt": image.PulledAt.UTC().Format(time.RFC3339),
+			"imageSpec": image.Config, "manifest": image.Manifest, "artifactType": image.Artifact, "pulledAt": image.PulledAt.UTC().Format(time.RFC3339),
 		})
 		if err != nil {
 			return nil, fmt.Errorf("describe image %s: %w", image.ID, err)

@@ -27,7 +27,7 @@ func (s *Store) again(ref registry.Reference, r *registry.Resolved) (img Image, 
 	s.commits.Lock()
 	defer s.commits.Unlock()
 	s.mu.Lock()
-	old := s.images[r.ConfigID.String()]
+	old := s.images[r.ID.String()]
 	s.mu.Unlock()
 	if old == nil {
 		return Image{}, false, nil
@@ -42,7 +42,7 @@ func (s *Store) again(ref registry.Reference, r *registry.Resolved) (img Image, 
 func (s *Store) commit(ref registry.Reference, r *registry.Resolved, layers []*pulledLayer) (Image, error) {
 	s.commits.Lock()
 	defer s.commits.Unlock()
-	id := r.ConfigID.String()
+	id := r.ID.String()
 	s.mu.Lock()
 	old := s.images[id]
 	s.mu.Unlock()
@@ -50,10 +50,14 @@ func (s *Store) commit(ref registry.Reference, r *registry.Resolved, layers []*p
 		return s.retag(old.clone(), ref, r)
 	}
 	rec := &imageRecord{
-		Version: recordVersion, ID: id, Manifest: r.Digest.String(), config: &r.Image,
+		Version: recordVersion, ID: id, Manifest: r.Digest.String(), Artifact: r.Artifact, config: &r.Image,
 		Taken: int64(len(r.Manifest) + len(r.Config)), PulledAt: time.Now().UTC(),
 	}
-	for _, data := range [][]byte{r.Manifest, r.Config} {
+	blobs := [][]byte{r.Manifest, r.Config}
+	if r.Artifact != "" {
+		blobs = blobs[:1]
+	}
+	for _, data := range blobs {
 		name, err := s.writeBlob(data)
 		if err != nil {
 			return Image{}, kind.Wrap(diskKind(err), err)

@@ -22,6 +22,7 @@ import (
 // job makes one layer in the staging folder, for all pulls that need it.
 type job struct {
 	hex    string
+	as     form
 	users  int // pulls; guarded by Store.mu
 	cancel context.CancelCauseFunc
 	done   chan struct{}
@@ -53,7 +54,7 @@ func (s *Store) hold(ctx context.Context, session *registry.Session, layers []*p
 			continue
 		}
 		own, cancel := s.ownContextLocked(ctx)
-		j := &job{hex: l.hex, users: 1, cancel: cancel, done: make(chan struct{})}
+		j := &job{hex: l.hex, as: l.as, users: 1, cancel: cancel, done: make(chan struct{})}
 		s.jobs[l.hex], l.job = j, j
 		desc := l.desc
 		s.workers.Go(func() { s.runJob(own, j, session, desc, slots) })
@@ -186,6 +187,10 @@ func (s *Store) want(j *job, desc ocispec.Descriptor) layer.Want {
 	w := layer.Want{
 		Digest: desc.Digest.Encoded(), DiffID: j.hex, Count: &j.count,
 		NewHash: func() layer.Hash { return sha256.New() }, Panicked: s.panicked,
+		File: j.as.file, Size: desc.Size,
+	}
+	if j.as.loose {
+		w.DiffID = ""
 	}
 	if desc.Digest.Algorithm() == digest.SHA512 {
 		w.NewHash = func() layer.Hash { return sha512.New() }

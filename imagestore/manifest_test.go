@@ -97,7 +97,6 @@ func TestManifests(t *testing.T) {
 		{"subject digest wrong", oci, change(`"layers"`, `"subject":{"mediaType":"x","digest":"sha256:x","size":1},"layers"`), kind.Invalid},
 		{"encrypted layer", oci, change("tar+gzip", "tar+gzip+encrypted"), kind.Unimplemented},
 		{"unknown layer", oci, change("tar+gzip", "erofs"), kind.Invalid},
-		{"artifact", oci, change(ocispec.MediaTypeImageConfig, "application/vnd.oci.empty.v1+json"), kind.Invalid},
 		{"more layers than diff ids", oci, many(1), kind.Invalid},
 		{"501 layers", oci, many(500), kind.Invalid},
 		{"too large", oci, change(`"layers"`, `"annotations":{"x":"`+strings.Repeat("x", 5<<20)+`"},"layers"`), kind.Exhausted},

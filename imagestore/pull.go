@@ -41,8 +41,9 @@ type pull struct {
 
 // pulledLayer is one distinct layer of a pull.
 type pulledLayer struct {
-	hex  string // of the diff id
+	hex  string // of the diff id, or what stands for it in an artifact
 	desc ocispec.Descriptor
+	as   form
 	job  *job // nil: it was there already
 
 	// The pull is a user of the layer itself and no longer of the job.
@@ -169,7 +170,10 @@ func (s *Store) pull(ctx context.Context, p *pull, auth *registry.Auth) (Image, 
 	if img, found, err := s.again(p.ref, r); found || err != nil {
 		return img, err
 	}
-	layers := distinct(r)
+	layers, err := s.layersOf(r)
+	if err != nil {
+		return Image{}, fmt.Errorf("pull %s: %w", p.ref, err)
+	}
 	s.hold(ctx, session, layers)
 	p.layers.Store(&layers)
 	img, err := s.finish(ctx, p.ref, r, layers)
@@ -189,6 +193,19 @@ func (s *Store) finish(ctx context.Context, ref registry.Reference, r *registry.
 		}
 	}
 	return s.commit(ref, r, layers)
+}
+
+// form is how a blob becomes a layer.
+type form struct {
+	loose bool   // of an artifact, which names no diff id
+	file  string // the one file that the blob is, by its path; "": it is a tar
+}
+
+func (s *Store) layersOf(r *registry.Resolved) ([]*pulledLayer, error) {
+	if r.Artifact != "" {
+		return artifactLayers(r.Layers, s.limits)
+	}
+	return distinct(r), nil
 }
 
 // distinct lists an image's layers once each, topmost first. A layer that

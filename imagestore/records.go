@@ -26,8 +26,9 @@ const recordVersion = 1
 type imageRecord struct {
 	Version  int            `json:"version"`
 	ID       string         `json:"id"`
-	Manifest string         `json:"manifest"` // digest
-	Blobs    []string       `json:"blobs"`    // hex of sha256: manifest, config
+	Manifest string         `json:"manifest"`           // digest
+	Blobs    []string       `json:"blobs"`              // hex of sha256: manifest, config; an artifact has no config
+	Artifact string         `json:"artifact,omitempty"` // see Image
 	Tags     []string       `json:"tags"`
 	Digests  []string       `json:"digests"`
 	Stack    []string       `json:"stack"` // folders in layers/, topmost first, as overlayfs gets them
@@ -43,7 +44,7 @@ type imageRecord struct {
 func (s *Store) image(r *imageRecord) Image {
 	return Image{
 		ID: r.ID, Tags: r.Tags, Digests: r.Digests, Size: r.Size, Config: *r.config,
-		Manifest: r.Manifest, PulledAt: r.PulledAt, Pinned: s.pins.Load().match(r),
+		Manifest: r.Manifest, Artifact: r.Artifact, PulledAt: r.PulledAt, Pinned: s.pins.Load().match(r),
 	}
 }
 
@@ -132,19 +133,26 @@ func (s *Store) loadImage(path string) (r *imageRecord, missing bool, err error)
 	if err := readRecord(path, r); err != nil {
 		return nil, false, err
 	}
-	if r.Version != recordVersion || filepath.Base(path) != hexOf(r.ID)+".json" || len(r.Blobs) != 2 || len(r.Stack) == 0 {
+	blobs := 2
+	if r.Artifact != "" {
+		blobs = 1
+	}
+	if r.Version != recordVersion || filepath.Base(path) != hexOf(r.ID)+".json" || len(r.Blobs) != blobs || len(r.Stack) == 0 {
 		return nil, false, kind.Errorf(kind.DataLoss, "%s is not an image record of version %d", filepath.Base(path), recordVersion)
 	}
-	if hexOf(r.ID) != r.Blobs[1] {
+	named := r.Blobs[blobs-1] // what the id is the digest of
+	if hexOf(r.ID) != named {
 		return nil, false, kind.Errorf(kind.DataLoss, "%s names another config", filepath.Base(path))
 	}
-	data, err := s.readBlob(r.Blobs[1], s.limits.ConfigBytes)
+	data, err := s.readBlob(named, max(s.limits.ConfigBytes, s.limits.ManifestBytes))
 	if err != nil {
 		return nil, false, err
 	}
 	r.config = &ocispec.Image{}
-	if err := json.Unmarshal(data, r.config); err != nil {
-		return nil, false, kind.Errorf(kind.DataLoss, "config %s: %w", r.ID, err)
+	if r.Artifact == "" {
+		if err := json.Unmarshal(data, r.config); err != nil {
+			return nil, false, kind.Errorf(kind.DataLoss, "config %s: %w", r.ID, err)
+		}
 	}
 	for _, l := range r.Stack {
 		if s.layers[l] == nil {

@@ -11,12 +11,13 @@ import (
 
 // Image is one stored, verified image. Values are shared and never changed.
 type Image struct {
-	ID       string        // digest of its config: "sha256:…"; what the CRI calls image_ref
+	ID       string        // digest of its config: "sha256:…"; what the CRI calls image_ref; of an artifact the manifest's
 	Tags     []string      // "docker.io/library/busybox:latest", sorted
 	Digests  []string      // "docker.io/library/busybox@sha256:…", sorted
 	Size     int64         // bytes of its unpacked layers plus config and manifest, > 0
 	Config   ocispec.Image // parsed config
 	Manifest string        // digest of the manifest it came by
+	Artifact string        // type of an OCI artifact, which can be mounted but not run; "" for an image
 	Pinned   bool          // never garbage collected by the kubelet
 	PulledAt time.Time
 }

@@ -78,6 +78,9 @@ func (p *Pod) create(ctx context.Context, config *cri.ContainerConfig, at func(s
 	if err != nil {
 		return "", fmt.Errorf("image %q: %w", config.Image.GetImage(), err)
 	}
+	if image.Artifact != "" {
+		return "", kind.Errorf(kind.Invalid, "image %q is an OCI artifact (%s): it can be mounted as a volume, but no container runs it", config.Image.GetImage(), image.Artifact)
+	}
 	rec, err := p.newContainerRecord(config, image)
 	if err != nil {
 		return "", err

@@ -207,7 +207,7 @@ func (u *unpacker) replacing(base string, make func() error) error {
 	return make()
 }
 
-func (u *unpacker) file(tr *tar.Reader, size int64, base string, a attributes) error {
+func (u *unpacker) file(tr io.Reader, size int64, base string, a attributes) error {
 	if size > u.limits.LayerBytes {
 		return limit.Error(kind.Invalid, "file", "layer_bytes", u.limits.LayerBytes)
 	}
@@ -234,7 +234,7 @@ func (u *unpacker) file(tr *tar.Reader, size int64, base string, a attributes) e
 	return err
 }
 
-func (u *unpacker) fill(fd int, tr *tar.Reader, size int64) error {
+func (u *unpacker) fill(fd int, tr io.Reader, size int64) error {
 	for size > 0 {
 		n, err := tr.Read(u.buf[:min(int64(len(u.buf)), size)])
 		size -= int64(n)

@@ -35,9 +35,13 @@ type Resolved struct {
 	Digest   digest.Digest // of the manifest
 	Manifest []byte
 	Config   []byte
-	ConfigID digest.Digest
+	ID       digest.Digest // of the config; of an artifact the manifest's sha256
 	Image    ocispec.Image
 	Layers   []ocispec.Descriptor // lowest first; as many as Image.RootFS.DiffIDs
+
+	// Artifact is the type of an OCI artifact, "" for an image. An artifact's
+	// config is not read: Config and Image are empty, and Layers are any blobs.
+	Artifact string
 }
 
 // manifestBody is what manifests and indexes have in common with each other,
@@ -90,12 +94,17 @@ func (s *Session) Resolve(ctx context.Context, p Platform) (*Resolved, error) {
 	if budget-len(doc.body.Layers) < 0 {
 		return nil, limit.Error(kind.Invalid, "number of descriptors", "descriptors", s.client.opts.Limits.Descriptors)
 	}
-	r := &Resolved{Top: top, Digest: doc.digest, Manifest: doc.data, ConfigID: doc.body.Config.Digest, Layers: doc.body.Layers}
+	r := &Resolved{Top: top, Digest: doc.digest, Manifest: doc.data, ID: doc.body.Config.Digest, Layers: doc.body.Layers}
+	if r.Artifact = doc.body.artifactType(); r.Artifact != "" {
+		// Many artifacts have the same config, an empty one.
+		r.ID = digest.FromBytes(doc.data)
+		return r, nil
+	}
 	if r.Config, err = s.config(ctx, *doc.body.Config); err != nil {
 		return nil, err
 	}
 	if err := s.readConfig(r, p); err != nil {
-		return nil, fmt.Errorf("image config %s: %w", r.ConfigID, err)
+		return nil, fmt.Errorf("image config %s: %w", r.ID, err)
 	}
 	return r, nil
 }
@@ -204,6 +213,9 @@ func (s *session) checkBody(doc *document) error {
 			return err
 		}
 	}
+	if t := b.artifactType(); t != "" {
+		return checkArtifact(t, b.Layers)
+	}
 	for _, d := range b.Layers {
 		if err := checkLayerType(d.MediaType); err != nil {
 			return err
@@ -302,7 +314,7 @@ func (s *session) readConfig(r *Resolved, p Platform) error {
 			return kind.Errorf(kind.Invalid, "diff id %s is not sha256", id)
 		}
 	}
-	if r.ConfigID.Algorithm() != digest.SHA256 {
+	if r.ID.Algorithm() != digest.SHA256 {
 		return kind.Errorf(kind.Invalid, "digest is not sha256")
 	}
 	if own := r.Image.Platform; own.OS != "" && !p.runs(&ocispec.Platform{OS: own.OS, Architecture: own.Architecture}) {

@@ -141,3 +141,35 @@ func TestImageVolumeRestart(t *testing.T) {
 		return len(found) == 0
 	})
 }
+
+// TestArtifactVolume pulls an OCI artifact, lists it and mounts it; it is no
+// image that a container could run.
+func TestArtifactVolume(t *testing.T) {
+	skipOnPeer(t, "it has images only")
+	n := images(t)
+	digest, err := registry.PushArtifact("model:1", "application/vnd.test.model", []node.File{{Name: "weights.bin", Body: "weights\n"}, {Name: "conf/model.json", Body: "{}\n"}})
+	must(t, err)
+	id, err := n.Pull("registry.test/model:1")
+	must(t, err)
+	if s := imageStatus(t, n, "registry.test/model:1"); id != digest || s.GetId() != id || s.Size == 0 || strings.Join(s.RepoDigests, " ") != "registry.test/model@"+digest {
+		t.Errorf("pulled as %s: %v", id, s)
+	}
+	p := n.RunPod(t)
+	c := p.Run(t, "sleep 1000", imageVolume(id, ""), func(c *cri.ContainerConfig) {
+		c.Mounts = append(c.Mounts, &cri.Mount{ContainerPath: "/one", Image: &cri.ImageSpec{Image: id}, ImageSubPath: "conf/model.json"})
+	})
+	if got := c.Shell(t, "cd /volume; cat weights.bin conf/model.json /one; stat -c '%a %u' weights.bin; touch x 2>/dev/null || echo no"); got != "weights\n{}\n{}\n644 0\nno\n" {
+		t.Errorf("mounted: %q", got)
+	}
+	config := node.ContainerConfig("c", "true")
+	image(config, "registry.test/model:1")
+	_, err = p.TryCreate(config)
+	wantCode(t, err, codes.InvalidArgument)
+	if !strings.Contains(status.Convert(err).Message(), "artifact") {
+		t.Error(err)
+	}
+	removeImage(t, n, "registry.test/model:1")
+	if got := c.Shell(t, "cat /volume/weights.bin"); got != "weights\n" {
+		t.Errorf("after its removal: %q", got)
+	}
+}

@@ -84,6 +84,30 @@ func (r *Registry) Push(ref string, config v1.ImageConfig, files []File) (string
 	return digest.FromBytes(body).String(), err
 }
 
+// PushArtifact makes an OCI artifact of which each file is a blob, and pushes
+// it. It returns the manifest's digest.
+func (r *Registry) PushArtifact(ref, kind string, files []File) (string, error) {
+	name, tag, _ := strings.Cut(ref, ":")
+	manifest := v1.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageManifest, ArtifactType: kind, Config: v1.DescriptorEmptyJSON}
+	blobs := [][]byte{v1.DescriptorEmptyJSON.Data}
+	for _, f := range files {
+		manifest.Layers = append(manifest.Layers, v1.Descriptor{MediaType: "application/octet-stream", Digest: digest.FromString(f.Body), Size: int64(len(f.Body)),
+			Annotations: map[string]string{v1.AnnotationTitle: f.Name}})
+		blobs = append(blobs, []byte(f.Body))
+	}
+	for _, blob := range blobs {
+		if err := r.putBlob(name, blob); err != nil {
+			return "", err
+		}
+	}
+	body, err := json.Marshal(manifest)
+	if err != nil {
+		return "", err
+	}
+	_, err = r.send(http.MethodPut, fmt.Sprintf("http://%s/v2/%s/manifests/%s", r.Host, name, tag), v1.MediaTypeImageManifest, body)
+	return digest.FromBytes(body).String(), err
+}
+
 func archive(files []File) ([]byte, error) {
 	var out bytes.Buffer
 	w := tar.NewWriter(&out)
