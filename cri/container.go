@@ -17,6 +17,9 @@ func (s *Server) CreateContainer(ctx context.Context, req *api.CreateContainerRe
 	if err := checkContainerConfig(req.Config); err != nil {
 		return nil, err
 	}
+	if err := s.checkHandler(req.Config.Image.RuntimeHandler); err != nil {
+		return nil, err
+	}
 	id, err := s.sandboxes.CreateContainer(ctx, req.PodSandboxId, req.Config)
 	if err != nil {
 		return nil, createError(err)

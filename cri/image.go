@@ -29,7 +29,10 @@ func (s *Server) ListImages(_ context.Context, req *api.ListImagesRequest) (*api
 		}
 		return resp, nil
 	}
-	image, err := s.lookup(req.Filter.Image)
+	if err := s.checkSpec(req.Filter.Image); err != nil {
+		return nil, err
+	}
+	image, err := s.images.Lookup(req.Filter.Image.Image)
 	switch {
 	case kind.Is(err, kind.NotFound):
 		return &api.ListImagesResponse{}, nil
@@ -41,7 +44,10 @@ func (s *Server) ListImages(_ context.Context, req *api.ListImagesRequest) (*api
 
 // ImageStatus describes one image; one that is not there is no error.
 func (s *Server) ImageStatus(_ context.Context, req *api.ImageStatusRequest) (*api.ImageStatusResponse, error) {
-	image, err := s.lookup(req.Image)
+	if err := s.checkSpec(req.Image); err != nil {
+		return nil, err
+	}
+	image, err := s.images.Lookup(req.Image.Image)
 	switch {
 	case kind.Is(err, kind.NotFound):
 		return &api.ImageStatusResponse{}, nil
@@ -64,13 +70,12 @@ func (s *Server) ImageStatus(_ context.Context, req *api.ImageStatusRequest) (*a
 // PullImage pulls an image and returns its id, which is also what ListImages,
 // ImageStatus and ListContainers call it: the kubelet compares them.
 func (s *Server) PullImage(ctx context.Context, req *api.PullImageRequest) (*api.PullImageResponse, error) {
-	if err := checkImage(req.Image); err != nil {
+	if err := s.checkSpec(req.Image); err != nil {
 		return nil, err
 	}
-	if err := s.checkHandler(req.Image.RuntimeHandler); err != nil {
-		return nil, err
-	}
-	image, err := s.images.Pull(ctx, req.Image.Image, imagestore.PullOptions{Auth: credentials(req.Auth)})
+	image, err := s.images.Pull(ctx, req.Image.Image, imagestore.PullOptions{
+		Auth: credentials(req.Auth), Namespace: req.SandboxConfig.GetMetadata().GetNamespace(),
+	})
 	if err != nil {
 		return nil, pullError(err)
 	}
@@ -80,7 +85,7 @@ func (s *Server) PullImage(ctx context.Context, req *api.PullImageRequest) (*api
 // RemoveImage removes an image with all its tags; one that is not there is
 // removed already.
 func (s *Server) RemoveImage(ctx context.Context, req *api.RemoveImageRequest) (*api.RemoveImageResponse, error) {
-	if err := checkImage(req.Image); err != nil {
+	if err := s.checkSpec(req.Image); err != nil {
 		return nil, err
 	}
 	if err := s.images.Remove(ctx, req.Image.Image); err != nil && !kind.Is(err, kind.NotFound) {
@@ -105,11 +110,15 @@ func (s *Server) ImageFsInfo(context.Context, *api.ImageFsInfoRequest) (*api.Ima
 	return &api.ImageFsInfoResponse{ImageFilesystems: list, ContainerFilesystems: list}, nil
 }
 
-func (s *Server) lookup(spec *api.ImageSpec) (imagestore.Image, error) {
+// checkSpec refuses what names no image, or a runtime handler that is unknown.
+// A known one changes nothing, and is not told back: all handlers share the
+// images, and the kubelet's collector takes an image for unused that is listed
+// under another handler than the containers made from it.
+func (s *Server) checkSpec(spec *api.ImageSpec) error {
 	if err := checkImage(spec); err != nil {
-		return imagestore.Image{}, err
+		return err
 	}
-	return s.images.Lookup(spec.Image)
+	return s.checkHandler(spec.RuntimeHandler)
 }
 
 // checkHandler refuses an image for a runtime handler that is not configured.

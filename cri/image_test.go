@@ -62,6 +62,20 @@ func TestImages(t *testing.T) {
 		}
 	}
 
+	addHandlers(&e.sandboxes.status, "runc")
+	e.images.remove = func(string) error { return nil }
+	for handler, want := range map[string]codes.Code{"": codes.OK, "runc": codes.OK, "kata": codes.NotFound} {
+		image := &api.ImageSpec{Image: "busybox", RuntimeHandler: handler}
+		_, list := e.image.ListImages(ctx, &api.ListImagesRequest{Filter: &api.ImageFilter{Image: image}})
+		_, stat := e.image.ImageStatus(ctx, &api.ImageStatusRequest{Image: image})
+		_, remove := e.image.RemoveImage(ctx, &api.RemoveImageRequest{Image: image})
+		for _, err := range []error{list, stat, remove} {
+			if status.Code(err) != want {
+				t.Errorf("handler %q: %v, want %v", handler, err, want)
+			}
+		}
+	}
+
 	fs, err := e.image.ImageFsInfo(ctx, &api.ImageFsInfoRequest{})
 	if err != nil || len(fs.ImageFilesystems) != 1 || len(fs.ContainerFilesystems) != 1 || fs.ImageFilesystems[0].UsedBytes.Value != 42 {
 		t.Errorf("got %v, %v", fs, err)

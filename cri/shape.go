@@ -119,11 +119,13 @@ func checkConfigSize(what string, m proto.Message) error {
 }
 
 func checkImage(image *api.ImageSpec) error {
-	switch ref := image.GetImage(); {
-	case ref == "":
+	if image.GetImage() == "" {
 		return kind.Errorf(kind.Invalid, "image reference is missing")
-	case len(ref) > maxImageRef:
-		return kind.Errorf(kind.Invalid, "image reference has %d bytes, more than %d", len(ref), maxImageRef)
+	}
+	for _, ref := range []string{image.Image, image.UserSpecifiedImage} {
+		if len(ref) > maxImageRef {
+			return kind.Errorf(kind.Invalid, "image reference has %d bytes, more than %d", len(ref), maxImageRef)
+		}
 	}
 	return nil
 }

@@ -23,12 +23,13 @@ import (
 //	    |                      |
 //	    +----------------------+-----> error, or the last caller left
 type pull struct {
-	key     string
-	ref     registry.Reference
-	started time.Time
-	waiters int // guarded by Store.mu
-	cancel  context.CancelCauseFunc
-	done    chan struct{}
+	key       string
+	ref       registry.Reference
+	namespace string // whose stored credentials count
+	started   time.Time
+	waiters   int // guarded by Store.mu
+	cancel    context.CancelCauseFunc
+	done      chan struct{}
 
 	// Set before done is closed.
 	image Image
@@ -68,7 +69,7 @@ func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (Image, err
 	if err != nil {
 		return Image{}, err
 	}
-	p, err := s.join(ctx, parsed, auth)
+	p, err := s.join(ctx, parsed, auth, o.Namespace)
 	if err != nil {
 		return Image{}, err
 	}
@@ -96,8 +97,13 @@ func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (Image, err
 
 // join finds the pull that a caller can share, or starts it. Credentials are
 // part of what makes pulls equal: nobody gets an image by another's.
-func (s *Store) join(ctx context.Context, ref registry.Reference, auth *registry.Auth) (*pull, error) {
+func (s *Store) join(ctx context.Context, ref registry.Reference, auth *registry.Auth, namespace string) (*pull, error) {
 	key := ref.String()
+	if s.client.OwnCredentials(namespace) {
+		key += " for " + namespace
+	} else {
+		namespace = ""
+	}
 	if auth != nil {
 		sum := sha256.Sum256(fmt.Appendf(nil, "%q %q %q %q %q", auth.Username, auth.Password, auth.IdentityToken, auth.RegistryToken, auth.ServerAddress))
 		key += " " + hex.EncodeToString(sum[:])
@@ -112,7 +118,7 @@ func (s *Store) join(ctx context.Context, ref registry.Reference, auth *registry
 		return p, nil
 	}
 	own, cancel := s.ownContextLocked(ctx)
-	p := &pull{key: key, ref: ref, started: time.Now(), waiters: 1, cancel: cancel, done: make(chan struct{})}
+	p := &pull{key: key, ref: ref, started: time.Now(), namespace: namespace, waiters: 1, cancel: cancel, done: make(chan struct{})}
 	s.pulls[key] = p
 	s.publishLocked()
 	s.workers.Go(func() { s.run(own, p, auth) })
@@ -157,7 +163,7 @@ func (s *Store) panicked(stack string) { s.log.WithField("stack", stack).Error("
 
 // pull does the work of a pull.
 func (s *Store) pull(ctx context.Context, p *pull, auth *registry.Auth) (Image, error) {
-	session, err := s.client.Session(p.ref, auth)
+	session, err := s.client.Session(p.ref, auth, p.namespace)
 	if err != nil {
 		return Image{}, fmt.Errorf("pull %s: %w", p.ref, err)
 	}

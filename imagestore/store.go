@@ -26,6 +26,7 @@ type Options struct {
 	Root            string        // folder of the store; made if missing
 	RegistryDirs    []string      // hosts.toml folders, as /etc/containerd/certs.d
 	DockerConfig    string        // Docker's config.json, for credentials; "" none
+	NamespaceDir    string        // folder of such files for pods of one namespace: "<namespace>.json"; "" none
 	TokenHosts      []string      // further token servers that credentials may go to: "host" or "host:port"
 	Pinned          []string      // see Store.SetPinned
 	MaxLayersAtOnce int           // layers of one pull side by side; 0 is 3
@@ -115,7 +116,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	}
 	s.pins.Store(newPins(o.Pinned))
 	s.client = registry.New(registry.Options{
-		Dirs: o.RegistryDirs, DockerConfig: o.DockerConfig, TokenHosts: o.TokenHosts,
+		Dirs: o.RegistryDirs, DockerConfig: o.DockerConfig, NamespaceDir: o.NamespaceDir, TokenHosts: o.TokenHosts,
 		Limits: s.limits, MinRate: o.MinRate, StallWindow: o.StallWindow, Log: s.log,
 	})
 	if err := s.folders(); err != nil {

@@ -33,8 +33,9 @@ type Auth struct {
 
 // PullOptions tunes one pull.
 type PullOptions struct {
-	Auth     *Auth          // nil: Docker config.json, then anonymous
-	Progress func(Progress) // nil: none; called at most ten times a second
+	Auth      *Auth          // nil: the namespace's credentials, the node's, then anonymous
+	Namespace string         // of the pod that the image is for; "" none
+	Progress  func(Progress) // nil: none; called at most ten times a second
 }
 
 // Progress is how far a pull has come.

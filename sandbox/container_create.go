@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -134,10 +135,16 @@ func (p *Pod) newContainerRecord(config *cri.ContainerConfig, image imagestore.I
 	}
 	return containerRecord{
 		Version: recordVersion, ID: id, PodID: p.id, State: stateCreating, BootID: p.m.opts.BootID,
-		Handler: pod.Handler, Config: raw, ImageID: image.ID, ImageName: config.Image.GetImage(),
+		Handler: pod.Handler, Config: raw, ImageID: image.ID, ImageName: imageName(config.Image),
 		Cgroup: cgroupPath, LogPath: logPath, CreatedAt: time.Now(),
 		StopSignal: signal, StopSignalName: criSignal(signal),
 	}, nil
+}
+
+// imageName is what the user called the image: the kubelet resolves that to an
+// id and sends both.
+func imageName(image *cri.ImageSpec) string {
+	return cmp.Or(image.GetUserSpecifiedImage(), image.GetImage())
 }
 
 func (c *creation) recordFirst(context.Context) error {

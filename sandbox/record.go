@@ -53,7 +53,7 @@ type containerRecord struct {
 	Handler        runtime.Handler
 	Config         json.RawMessage
 	ImageID        string
-	ImageName      string // what the container was created from, as requested
+	ImageName      string // what the user called the image
 	Cgroup         string // OCI cgroupsPath
 	LogPath        string
 	User           userdb.User

@@ -35,7 +35,7 @@ type Limits struct {
 // Default returns the documented limits.
 func Default() Limits {
 	return Limits{
-		ManifestBytes: 4 << 20,
+		ManifestBytes: 1 << 20,
 		ConfigBytes:   8 << 20,
 		TokenBytes:    1 << 20,
 		IndexDepth:    3,

@@ -2,13 +2,7 @@ package registry
 
 import (
 	"encoding/base64"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"io"
-	"io/fs"
 	"net/url"
-	"os"
 	"strings"
 
 	"noded.dev/noded/internal/kind"
@@ -63,51 +57,6 @@ func DecodeAuth(encoded string) (user, password string, err error) {
 		return "", "", kind.Errorf(kind.Invalid, "registry credentials have no colon")
 	}
 	return user, password, nil
-}
-
-const maxDockerConfig = 4 << 20 // bytes
-
-// readDockerConfig returns the credentials that Docker's config.json holds,
-// by registry host. Credential helpers are not executed: they are programs
-// that the daemon would run as root. A missing file is an empty one.
-func readDockerConfig(path string) (map[string]Auth, error) {
-	if path == "" {
-		return nil, nil
-	}
-	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("open docker config: %w", err)
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxDockerConfig))
-	if err != nil {
-		return nil, fmt.Errorf("read docker config: %w", err)
-	}
-	var file struct {
-		Auths map[string]struct {
-			Auth, Username, Password, IdentityToken, RegistryToken string
-		}
-	}
-	if err := json.Unmarshal(data, &file); err != nil {
-		// json errors may quote the text that does not parse.
-		return nil, kind.Errorf(kind.Invalid, "docker config %s is not valid JSON", path)
-	}
-	found := make(map[string]Auth, len(file.Auths))
-	for key, e := range file.Auths {
-		a := Auth{Username: e.Username, Password: e.Password, IdentityToken: e.IdentityToken, RegistryToken: e.RegistryToken}
-		if e.Auth != "" {
-			if a.Username, a.Password, err = DecodeAuth(e.Auth); err != nil {
-				return nil, fmt.Errorf("docker config, entry %s: %w", key, err)
-			}
-		}
-		if !a.empty() {
-			found[serverHost(key)] = a
-		}
-	}
-	return found, nil
 }
 
 // serverHost reduces the ways in which people write a registry's address,

@@ -27,6 +27,7 @@ import (
 type Options struct {
 	Dirs         []string // hosts.toml folders; the first that knows a registry counts
 	DockerConfig string   // path of Docker's config.json; "" none
+	NamespaceDir string   // folder of such files by namespace; "" none
 	TokenHosts   []string // further hosts that credentials may go to as token servers
 	Limits       limit.Limits
 	MinRate      int64         // bytes per second below which a transfer counts as stalled

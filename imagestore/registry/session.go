@@ -36,14 +36,15 @@ type hostState struct {
 	*host
 	transport *http.Transport
 	auth      Auth
+	problem   error // with stored credentials that may have been meant for it
 	mu        sync.Mutex
 	token     string // Authorization header that worked, or was just obtained
 }
 
 // Session reads the registry's configuration and makes a session. auth is
-// what the caller brings for the reference's registry; nil falls back to
-// Docker's config.json.
-func (c *Client) Session(ref Reference, auth *Auth) (*Session, error) {
+// what the caller brings for the reference's registry; nil falls back to the
+// credentials of the pod's namespace ("" none), and then to the node's.
+func (c *Client) Session(ref Reference, auth *Auth, namespace string) (*Session, error) {
 	hosts, err := findHosts(c.opts.Dirs, ref.Domain)
 	if err != nil {
 		return nil, err
@@ -53,38 +54,18 @@ func (c *Client) Session(ref Reference, auth *Auth) (*Session, error) {
 			return nil, err
 		}
 	}
-	stored, err := readDockerConfig(c.opts.DockerConfig)
-	if err != nil {
-		return nil, err
-	}
+	stored := c.stored(namespace)
 	s := &Session{session{client: c, ref: ref}}
 	for _, h := range hosts {
+		chosen, problem := chooseAuth(ref, h, auth, stored)
 		s.hosts = append(s.hosts, &hostState{
 			host:      h,
 			transport: newTransport(h, c.opts.StallWindow),
-			auth:      chooseAuth(ref, h, auth, stored),
+			auth:      chosen,
+			problem:   problem,
 		})
 	}
 	return s, nil
-}
-
-// chooseAuth picks a host's credentials. What the caller brings is for the
-// registry it names, so a mirror gets it only if it is the one named.
-func chooseAuth(ref Reference, h *host, brought *Auth, stored map[string]Auth) Auth {
-	at := canonicalHost(strings.ToLower(h.url.Host))
-	if brought != nil && !brought.empty() {
-		server := serverHost(brought.ServerAddress)
-		if server == at || h.upstream && (server == "" || server == ref.Domain) {
-			return *brought
-		}
-	}
-	if a, ok := stored[at]; ok {
-		return a
-	}
-	if h.upstream {
-		return stored[ref.Domain]
-	}
-	return Auth{}
 }
 
 // Close closes the session's connections.
@@ -120,6 +101,14 @@ func (s *session) tokenTransport(h *hostState) *http.Transport {
 // open does a request at one host, with authorization where it is asked for.
 // The response's status is 200 or 206.
 func (s *session) open(ctx context.Context, h *hostState, r request) (*http.Response, error) {
+	resp, err := s.authorized(ctx, h, r)
+	if err != nil {
+		return nil, h.refused(err)
+	}
+	return resp, nil
+}
+
+func (s *session) authorized(ctx context.Context, h *hostState, r request) (*http.Response, error) {
 	h.mu.Lock()
 	r.token = h.token
 	h.mu.Unlock()
