@@ -76,7 +76,9 @@ func TestNamespaceCredentials(t *testing.T) {
 		if c.node == "" {
 			node = t.TempDir()
 		}
-		s := openWith(t, func(o *Options) { o.NamespaceDir, o.DockerConfig = filepath.Join(dir, "ns"), filepath.Join(node, "config.json") })
+		s := openWith(t, func(o *Options) {
+			o.NamespaceDir, o.DockerConfig = filepath.Join(dir, "ns"), filepath.Join(node, "config.json")
+		})
 		_, err := s.Pull(context.Background(), f.host()+"/a:v1", PullOptions{Auth: c.auth, Namespace: c.namespace})
 		if c.kind == -1 && err != nil || c.kind != -1 && !kind.Is(err, c.kind) {
 			t.Errorf("%s: %v", c.name, err)
@@ -94,7 +96,9 @@ func TestBrokenCredentials(t *testing.T) {
 	f := newFake(t)
 	f.add("v1", smallImage(t))
 	dir := writeFiles(t, map[string]string{"config.json": "nonsense", "ns/team.json": "nonsense"})
-	s := openWith(t, func(o *Options) { o.DockerConfig, o.NamespaceDir = filepath.Join(dir, "config.json"), filepath.Join(dir, "ns") })
+	s := openWith(t, func(o *Options) {
+		o.DockerConfig, o.NamespaceDir = filepath.Join(dir, "config.json"), filepath.Join(dir, "ns")
+	})
 	if _, err := s.Pull(context.Background(), f.host()+"/a:v1", PullOptions{Namespace: "team"}); err != nil {
 		t.Error(err)
 	}
