@@ -53,7 +53,7 @@ func Mount(r Request) error {
 	}
 	defer unix.Close(fd)
 	set := func(key, path string) error {
-		p, err := o.path(path)
+		p, err := o.path(path, r.long())
 		if err != nil {
 			return err
 		}
@@ -129,9 +129,23 @@ func (o *opener) close() {
 	}
 }
 
+// maxShown is how many bytes of layers' paths may stand in a line of mountinfo.
+// Who reads that file (the OCI runtime, the kubelet) gives up at a line of 64 KiB
+// and then sees no mount of the node at all; programs in C take a page.
+const maxShown = 4096
+
+// long reports whether the paths are too many to be shown by their names.
+func (r Request) long() bool {
+	n := 0
+	for _, l := range r.Lower {
+		n += len(l) + len(",lowerdir+=")
+	}
+	return n > maxShown
+}
+
 // path returns p itself if it is short and plain (readable in mountinfo).
-func (o *opener) path(p string) (string, error) {
-	if len(p) < 250 && !strings.ContainsAny(p, `\:,"`) {
+func (o *opener) path(p string, long bool) (string, error) {
+	if !long && len(p) < 250 && !strings.ContainsAny(p, `\:,"`) {
 		return p, nil
 	}
 	return o.proc(p)

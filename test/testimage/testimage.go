@@ -9,6 +9,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -16,6 +17,7 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/klauspost/compress/gzip"
@@ -218,15 +220,29 @@ func Busybox(binary string, config *ocispec.ImageConfig, applets ...string) (Ima
 // name the repository, tag the tag.
 func Push(at, name, tag string, img Image) error {
 	base := "http://" + at + "/v2/" + name
-	for _, l := range img.Layers {
-		if err := pushBlob(base, l.Blob); err != nil {
-			return err
-		}
+	if err := pushLayers(base, img.Layers); err != nil {
+		return err
 	}
 	if err := pushBlob(base, img.Config); err != nil {
 		return err
 	}
 	return PushManifest(at, name, tag, img.MediaType, img.Manifest)
+}
+
+// pushLayers uploads several layers at once: an image may have hundreds.
+func pushLayers(base string, layers []Layer) error {
+	errs := make([]error, len(layers))
+	slots := make(chan struct{}, 8)
+	var wait sync.WaitGroup
+	for i, l := range layers {
+		slots <- struct{}{}
+		wait.Go(func() {
+			errs[i] = pushBlob(base, l.Blob)
+			<-slots
+		})
+	}
+	wait.Wait()
+	return errors.Join(errs...)
 }
 
 // PushManifest uploads a manifest or index by tag (or digest).
