@@ -104,6 +104,10 @@ type Images struct {
 	// Further token servers that credentials may be sent to, as "host" or "host:port".
 	// Without them only a server of the registry's own domain gets any.
 	TokenHosts []string `toml:"token_hosts"`
+	// Folder of registry credentials for the pods of single namespaces: Docker config
+	// files called <namespace>.json or <namespace>/config.json. They count after those
+	// of the pull request and before the node's own; "" is none. Read at every pull.
+	CredentialsDir string `toml:"credentials_dir"`
 	// Images that the kubelet never collects: full references with a tag or a digest, in
 	// which "*" stands for any text, such as "registry.k8s.io/pause:*".
 	Pinned []string `toml:"pinned" reload:"yes"`
@@ -135,7 +139,9 @@ func Default() Config {
 			MaxParallel:  3,
 			MinRate:      Size(1 << 10),
 			TokenHosts:   []string{},
-			Pinned:       []string{},
+
+			CredentialsDir: "/etc/noded/credentials",
+			Pinned:         []string{},
 		},
 	}
 }

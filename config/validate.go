@@ -183,6 +183,9 @@ func (i Images) validate(p *problems) {
 			p.addf("images.token_hosts", "%q is not a host such as auth.example.com or auth.example.com:5001", host)
 		}
 	}
+	if i.CredentialsDir != "" {
+		p.absolute("images.credentials_dir", i.CredentialsDir)
+	}
 	for _, pattern := range i.Pinned {
 		if pattern == "" || strings.ContainsAny(pattern, " \t\n\x00") || !strings.ContainsAny(pattern, "*:@") {
 			p.addf("images.pinned", "%q can match no image: references have a tag or a digest, or write a \"*\"", pattern)

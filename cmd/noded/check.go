@@ -111,6 +111,7 @@ func (i *inspector) all(ctx context.Context) {
 	i.network(ctx)
 	i.limits()
 	i.folders()
+	i.images()
 	i.daemon(ctx)
 }
 

@@ -82,13 +82,20 @@ func (d *daemon) close() error {
 }
 
 func (d *daemon) openImages(ctx context.Context) (c io.Closer, err error) {
-	d.images, err = imagestore.Open(ctx, imagestore.Options{
-		Root: filepath.Join(d.cfg.Root, "images"), RegistryDirs: d.cfg.Images.RegistryDirs,
-		MaxLayersAtOnce: d.cfg.Images.MaxParallel, MinRate: int64(d.cfg.Images.MinRate),
-		TokenHosts: d.cfg.Images.TokenHosts, Pinned: d.cfg.Images.Pinned,
-		DockerConfig: dockerConfig(), Log: d.log.WithField("part", "images"),
-	})
+	options := imageOptions(d.cfg)
+	options.Log = d.log.WithField("part", "images")
+	d.images, err = imagestore.Open(ctx, options)
 	return d.images, err
+}
+
+func imageOptions(cfg config.Config) imagestore.Options {
+	i := cfg.Images
+	return imagestore.Options{
+		Root: filepath.Join(cfg.Root, "images"), RegistryDirs: i.RegistryDirs,
+		MaxLayersAtOnce: i.MaxParallel, MinRate: int64(i.MinRate),
+		TokenHosts: i.TokenHosts, Pinned: i.Pinned,
+		DockerConfig: dockerConfig(), NamespaceDir: i.CredentialsDir,
+	}
 }
 
 func (d *daemon) openNetwork(ctx context.Context) (c io.Closer, err error) {

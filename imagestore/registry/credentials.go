@@ -85,7 +85,18 @@ func readCredentials(f *os.File, err error) *credentials {
 // CheckCredentials says what is wrong with a Docker config.json, nil if it does
 // not exist.
 func CheckCredentials(path string) error {
-	c := readCredentials(os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0))
+	return readCredentials(os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)).problems()
+}
+
+// CheckNamespace says what is wrong with the credentials of a namespace.
+func CheckNamespace(dir, namespace string) error {
+	if !namespaceName.MatchString(namespace) {
+		return fmt.Errorf("credentials in %s: no namespace has the name %q", dir, namespace)
+	}
+	return readCredentials(openNamespace(dir, namespace)).problems()
+}
+
+func (c *credentials) problems() error {
 	problems := []error{c.file}
 	for _, err := range c.broken {
 		problems = append(problems, err)

@@ -33,6 +33,7 @@ type Options struct {
 	CNI      bool      // ordinary CNI plugins instead of the built-in network
 	Registry *Registry // all image names lead to it
 	Config   string    // more TOML, put before the tables
+	DropIn   string    // a whole file of TOML above the configuration; "NODE" in it is the node's folder
 	Env      []string  // more of the daemon's environment
 	Cgroup   string    // parent of all pods; "" makes one
 }

@@ -2,6 +2,7 @@ package node
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -50,7 +51,18 @@ func (noded) prepare(n *Node) ([]string, error) {
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return nil, err
 	}
-	return []string{n.Binary, "serve", "--config", config}, n.writeMirrors()
+	return []string{n.Binary, "serve", "--config", config}, errors.Join(n.WriteDropIn(n.DropIn), n.writeMirrors())
+}
+
+// WriteDropIn replaces the file that stands above the configuration. The daemon
+// reads it when it starts and at SIGHUP.
+func (n *Node) WriteDropIn(text string) error {
+	n.DropIn = text
+	dir := filepath.Join(n.Dir, "conf.d")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "test.toml"), []byte(strings.ReplaceAll(text, "NODE", n.Dir)), 0o600)
 }
 
 // runc is the OCI runtime that tests use: a new enough one if there is one.
