@@ -13,13 +13,15 @@ import (
 // CRI's LinuxContainerResources. It ignores limits of the cgroups above.
 type Limits struct {
 	CPUShares   uint64 // v1 unit, 2 to 262144; converted from the weight on v2
+	CPUWeight   uint64 // what v2 has instead, 1 to 10000; 0 on v1
 	CPUQuota    int64  // microseconds per period; -1 if there is no quota
 	CPUPeriod   uint64 // microseconds
 	CpusetCPUs  string
 	CpusetMems  string
-	MemoryLimit uint64 // bytes; Unlimited if none
-	MemorySwap  uint64 // bytes of memory and swap together; Unlimited if none
-	PidsLimit   uint64 // Unlimited if none
+	MemoryLimit uint64            // bytes; Unlimited if none
+	MemorySwap  uint64            // bytes of memory and swap together; Unlimited if none
+	PidsLimit   uint64            // Unlimited if none
+	HugePages   map[string]uint64 // bytes by page size ("2MB"); sizes without a limit are left out
 }
 
 // Limits reads the limits. What a missing controller would limit is zero, or
@@ -35,7 +37,7 @@ func (g *Group) Limits() (Limits, error) {
 	if g.v2("memory") {
 		memory = g.memoryLimitsV2
 	}
-	err := errors.Join(optional(cpu(&l)), optional(memory(&l)), optional(g.cpusetLimits(&l)))
+	err := errors.Join(optional(cpu(&l)), optional(memory(&l)), optional(g.cpusetLimits(&l)), optional(g.hugeLimits(&l)))
 	if n, pidsErr := g.number("pids", "pids.max"); pidsErr == nil {
 		l.PidsLimit = n
 	} else {
@@ -67,7 +69,7 @@ func (g *Group) cpuLimitsV2(l *Limits) error {
 	if err != nil {
 		return err
 	}
-	l.CPUShares = sharesOf(weight)
+	l.CPUWeight, l.CPUShares = weight, sharesOf(weight)
 	b, err := g.read("cpu", "cpu.max") // "max 100000"
 	if err != nil {
 		return err
@@ -94,6 +96,32 @@ func sharesOf(weight uint64) uint64 {
 	y := 612 * (math.Log10(float64(max(weight, 1))) + 7.0/34)
 	x := (-125 + math.Sqrt(125*125+4*y)) / 2
 	return uint64(min(max(math.Round(math.Exp2(x)), 2), 262144))
+}
+
+// SharesAs gives the CPU shares in force as a requester knows them: a v2 weight
+// stands for several, so where it is what runtimes make of the shares asked
+// for, those are the answer.
+func (l Limits) SharesAs(asked uint64) uint64 {
+	if l.CPUWeight != 0 && asked != 0 && (l.CPUWeight == WeightOf(asked) || l.CPUWeight == oldWeightOf(asked)) {
+		return asked
+	}
+	return l.CPUShares
+}
+
+func (g *Group) hugeLimits(l *Limits) error {
+	var s Stats
+	if err := g.hugetlb(&s); err != nil {
+		return err
+	}
+	for _, h := range s.Hugetlb {
+		if h.Limit != Unlimited {
+			if l.HugePages == nil {
+				l.HugePages = map[string]uint64{}
+			}
+			l.HugePages[h.PageSize] = h.Limit
+		}
+	}
+	return nil
 }
 
 func (g *Group) memoryLimitsV1(l *Limits) error {

@@ -93,8 +93,8 @@ func TestStatsV2(t *testing.T) {
 		t.Errorf("oom kills %d, %v; want 4", n, err)
 	}
 	l, err := g.Limits()
-	want := Limits{CPUShares: 1024, CPUQuota: 50000, CPUPeriod: 100000, CpusetCPUs: "0-1", MemoryLimit: 20000, MemorySwap: 21000, PidsLimit: Unlimited}
-	if err != nil || l != want {
+	want := Limits{CPUShares: 1024, CPUWeight: 100, CPUQuota: 50000, CPUPeriod: 100000, CpusetCPUs: "0-1", MemoryLimit: 20000, MemorySwap: 21000, PidsLimit: Unlimited}
+	if err != nil || !reflect.DeepEqual(l, want) {
 		t.Errorf("limits %+v, %v; want %+v", l, err, want)
 	}
 }
@@ -186,7 +186,7 @@ func TestStatsV1(t *testing.T) {
 	}
 	l, err := g.Limits()
 	want := Limits{CPUShares: 512, CPUQuota: -1, CPUPeriod: 100000, CpusetCPUs: "0", CpusetMems: "0", MemoryLimit: 20000, MemorySwap: Unlimited, PidsLimit: 100}
-	if err != nil || l != want {
+	if err != nil || !reflect.DeepEqual(l, want) {
 		t.Errorf("limits %+v, %v; want %+v", l, err, want)
 	}
 }

@@ -118,6 +118,10 @@ func (g *Group) hugetlb(s *Stats) error {
 		if err := cmp.Or(err1, err2); err != nil {
 			return err
 		}
+		// v1's largest value is LONG_MAX in whole huge pages.
+		if st.Limit > 1<<62 {
+			st.Limit = Unlimited
+		}
 		s.Hugetlb = append(s.Hugetlb, st)
 	}
 	return nil
