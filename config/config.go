@@ -54,6 +54,10 @@ type Runtime struct {
 	// Who makes cgroups: "cgroupfs" (the runtime, by mkdir), "systemd" (over D-Bus) or
 	// "auto": systemd where it is pid 1. The kubelet asks noded for this.
 	CgroupDriver string `toml:"cgroup_driver"`
+	// Folders of CDI specifications (*.json, *.yaml), by which vendors describe devices
+	// such as GPUs. They are read whenever a container asks for such a device; of two
+	// files that define one, that in the later folder counts. [] is none.
+	CDISpecDirs []string `toml:"cdi_spec_dirs"`
 	// Handlers by name; the name is what a RuntimeClass calls its handler. A handler
 	// that is taken out here still serves the containers that were made with it.
 	Handlers map[string]Handler `toml:"handlers"`
@@ -126,6 +130,7 @@ func Default() Config {
 		Runtime: Runtime{
 			Default:      "runc",
 			CgroupDriver: "auto",
+			CDISpecDirs:  []string{"/etc/cdi", "/var/run/cdi"},
 			Handlers:     map[string]Handler{"runc": {Path: "runc"}},
 		},
 		Network: Network{

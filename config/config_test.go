@@ -114,6 +114,7 @@ func TestValidateTellsEverything(t *testing.T) {
 	cfg.CRI = CRI{Listen: "tcp://0.0.0.0:1", StreamAddress: "localhost:99999"}
 	cfg.Runtime.Default = "gone"
 	cfg.Runtime.CgroupDriver = "cgroupsfs"
+	cfg.Runtime.CDISpecDirs = []string{"cdi"}
 	cfg.Runtime.Handlers["Bad Name"] = Handler{}
 	cfg.Network.Mode = "none"
 	cfg.Network.ConfDir = "net.d"

@@ -112,6 +112,9 @@ func SocketPath(listen string) (string, error) {
 
 func (r Runtime) validate(p *problems) {
 	p.oneOf("runtime.cgroup_driver", r.CgroupDriver, "auto", "cgroupfs", "systemd")
+	for _, dir := range r.CDISpecDirs {
+		p.absolute("runtime.cdi_spec_dirs", dir)
+	}
 	if _, ok := r.Handlers[r.Default]; !ok {
 		p.addf("runtime.default", "there is no [runtime.handlers.%s]", r.Default)
 	}

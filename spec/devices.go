@@ -14,9 +14,6 @@ import (
 // runtime adds the few that every container has (/dev/null and its like). A
 // privileged container gets all of the node's.
 func applyDevices(in *Input, s *rspec.Spec) error {
-	if len(in.Container.GetCDIDevices()) > 0 {
-		return kind.Errorf(kind.Unimplemented, "CDI devices are not supported")
-	}
 	if len(in.Devices) != len(in.Container.GetDevices()) {
 		return kind.Errorf(kind.Internal, "%d resolved devices for %d requested", len(in.Devices), len(in.Container.GetDevices()))
 	}

@@ -321,11 +321,27 @@ func TestMountPrecondition(t *testing.T) {
 	}
 }
 
-// TestUnimplemented: asked for and not there yet is said so.
-func TestUnimplemented(t *testing.T) {
+// TestRecheck: what was added to a finished spec counts for its version and its
+// limits.
+func TestRecheck(t *testing.T) {
 	in := testInput()
-	in.Container.CDIDevices = []*cri.CDIDevice{{Name: "vendor.com/gpu=0"}}
-	wantKind(t, "B31 CDI", in, kind.Unimplemented)
+	s, err := Container(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in.Facts.RuntimeSpecMax = "1.2.0"
+	s.Linux.NetDevices = map[string]rspec.LinuxNetDevice{"eth9": {}}
+	if err := Recheck(in, s); !kind.Is(err, kind.Precondition) {
+		t.Errorf("a spec that is newer than its handler: %v", err)
+	}
+	in.Facts.RuntimeSpecMax = "1.3.0"
+	if err := Recheck(in, s); err != nil || s.Version != "1.3.0" {
+		t.Errorf("version %s, %v", s.Version, err)
+	}
+	s.Process.Env = append(s.Process.Env, "BIG="+strings.Repeat("x", maxArgString))
+	if err := Recheck(in, s); !kind.Is(err, kind.Invalid) {
+		t.Errorf("a variable that is too long: %v", err)
+	}
 }
 
 // TestPure: building a spec twice gives the same, and leaves its input alone.

@@ -55,6 +55,15 @@ func Container(in Input) (*rspec.Spec, error) {
 	return build(&in, containerRules())
 }
 
+// Recheck applies to a spec that was added to since, as by CDI devices, the
+// rules that look at all of it.
+func Recheck(in Input, s *rspec.Spec) error {
+	if err := checkArgumentSize(&in, s); err != nil {
+		return err
+	}
+	return applyVersion(&in, s)
+}
+
 func build(in *Input, rules []rule) (*rspec.Spec, error) {
 	s := &rspec.Spec{
 		Process: &rspec.Process{},

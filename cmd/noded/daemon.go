@@ -186,7 +186,7 @@ func (d *daemon) openPods(ctx context.Context) (c io.Closer, err error) {
 	d.pods, err = sandbox.Open(ctx, sandbox.Options{
 		Root: d.cfg.Root, State: d.cfg.State, BootID: strings.TrimSpace(string(boot)),
 		Facts: specFacts(node, host, systemd), SystemdCgroup: systemd, CgroupParent: cgroupParent(filepath.Clean(d.cfg.Root), systemd),
-		InitBinary: self, ShmSize: shmSize, Log: d.log.WithField("part", "pods"),
+		InitBinary: self, ShmSize: shmSize, CDISpecDirs: d.cfg.Runtime.CDISpecDirs, Log: d.log.WithField("part", "pods"),
 	}, sandbox.Deps{Images: d.images, Network: d.network, Runtime: d.runtime, Cgroups: host})
 	if err != nil {
 		return nil, err
