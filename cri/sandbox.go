@@ -56,6 +56,20 @@ func (s *Server) ListPodSandbox(_ context.Context, req *api.ListPodSandboxReques
 	return &api.ListPodSandboxResponse{Items: s.sandboxes.ListPods(req.Filter)}, nil
 }
 
+// UpdatePodSandboxResources takes the limits of a pod as a whole.
+func (s *Server) UpdatePodSandboxResources(ctx context.Context, req *api.UpdatePodSandboxResourcesRequest) (*api.UpdatePodSandboxResourcesResponse, error) {
+	if err := checkID("pod", req.PodSandboxId); err != nil {
+		return nil, err
+	}
+	if req.Overhead == nil && req.Resources == nil {
+		return nil, kind.Errorf(kind.Invalid, "overhead and resources are missing")
+	}
+	if err := s.sandboxes.UpdatePodResources(ctx, req); err != nil {
+		return nil, err
+	}
+	return &api.UpdatePodSandboxResourcesResponse{}, nil
+}
+
 // UpdateRuntimeConfig takes the pod ranges of the node from the kubelet.
 func (s *Server) UpdateRuntimeConfig(_ context.Context, req *api.UpdateRuntimeConfigRequest) (*api.UpdateRuntimeConfigResponse, error) {
 	text := req.GetRuntimeConfig().GetNetworkConfig().GetPodCidr()

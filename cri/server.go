@@ -30,6 +30,7 @@ type Sandboxes interface {
 	RemovePod(ctx context.Context, id string) error // unknown id: nil
 	PodStatus(id string, verbose bool) (*api.PodSandboxStatusResponse, error)
 	ListPods(filter *api.PodSandboxFilter) []*api.PodSandbox
+	UpdatePodResources(ctx context.Context, req *api.UpdatePodSandboxResourcesRequest) error
 
 	CreateContainer(ctx context.Context, podID string, config *api.ContainerConfig) (id string, err error)
 	StartContainer(ctx context.Context, id string) error

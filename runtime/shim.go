@@ -363,6 +363,9 @@ func (s *shim) call(ctx context.Context, c *net.UnixConn, req request) (reply, e
 	case "delete":
 		return reply{}, s.delete(ctx, req.Create)
 	case "update":
+		// A caller that is gone undoes it, and must not meet it at work then.
+		stop := cancelOnClose(c, cancel)
+		defer stop()
 		return reply{}, s.withContainer(ctx, req.ID, func(c *container) error { return c.update(ctx, req.Resources) })
 	case "reopen":
 		return reply{}, s.reopen(req.ID)

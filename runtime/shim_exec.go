@@ -13,6 +13,7 @@ import (
 	rspec "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"noded.dev/noded/internal/cgroup"
 	"noded.dev/noded/internal/kind"
 	"noded.dev/noded/runtime/nsexec"
 	"noded.dev/noded/runtime/pidfd"
@@ -87,6 +88,10 @@ func (c *container) execSpec(req request, files []*os.File) (execSpec, error) {
 	}
 	if e.initPidfd == nil {
 		return e, kind.Errorf(kind.Precondition, "container %s is not running", c.id)
+	}
+	// An update may have changed what the specification says.
+	if score, err := cgroup.OOMScore(e.initPid); err == nil && process.OOMScoreAdj != nil {
+		process.OOMScoreAdj = &score
 	}
 	for i, have := range []bool{req.Stdin, req.Stdout, req.Stderr} {
 		if have && len(files) > 0 {

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"encoding/json"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -206,13 +207,14 @@ func (c *Container) publish() {
 	})
 }
 
-// resources are what was asked for last; needs c.mu or a new container.
+// resources are what the kernel enforces, or, where noded cannot see that,
+// what was asked for; needs c.mu or a new container.
 func (c *Container) resources() *cri.ContainerResources {
 	linux := c.config.GetLinux().GetResources()
-	if len(c.rec.Resources) > 0 {
-		updated := new(cri.LinuxContainerResources)
-		if decodeMessage(c.rec.Resources, updated) == nil {
-			linux = updated
+	for _, raw := range []json.RawMessage{c.rec.Resources, c.rec.Figures} {
+		later := new(cri.LinuxContainerResources)
+		if len(raw) > 0 && decodeMessage(raw, later) == nil {
+			linux = later
 		}
 	}
 	if linux == nil {

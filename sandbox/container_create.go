@@ -35,6 +35,9 @@ func (m *Manager) CreateContainer(ctx context.Context, podID string, config *cri
 	if err := spec.ValidateContainer(p.config, config); err != nil {
 		return "", err
 	}
+	if _, err := deviceNames(config); err != nil {
+		return "", err
+	}
 	meta := config.Metadata
 	key := fmt.Sprintf("create %s %q %d", p.id, meta.GetName(), meta.GetAttempt())
 	return m.flights.do(ctx, key, createLimit, func(ctx context.Context, at func(string)) (string, error) {
@@ -206,6 +209,9 @@ func (c *creation) writeBundle(ctx context.Context) error {
 	if c.spec, err = spec.Container(in); err != nil {
 		return err
 	}
+	if err := c.injectDevices(in); err != nil {
+		return err
+	}
 	c.m.warnOnce(c.log, spec.Warnings(in))
 	b, err := json.Marshal(c.spec)
 	if err != nil {
@@ -235,8 +241,9 @@ func (c *creation) createInRuntime(ctx context.Context) error {
 	if err != nil && !errors.As(err, &start) {
 		return err
 	}
+	figures := c.figures(c.requested(), process.Pid)
 	_, saved := c.on(eventCreated, func(r *containerRecord) {
-		r.Process, r.User = process, c.user
+		r.Process, r.User, r.Figures = process, c.user, figures
 		if start != nil {
 			r.StartError = &startError{Code: start.Code, Message: start.Error()}
 		}

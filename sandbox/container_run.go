@@ -58,7 +58,12 @@ func (c *Container) start(ctx context.Context, at func(string)) error {
 }
 
 func (c *Container) started() error {
-	moved, err := c.on(eventStarted, nil)
+	figures := c.figures(c.requested(), c.record().Process.Pid)
+	moved, err := c.on(eventStarted, func(r *containerRecord) {
+		if figures != nil {
+			r.Figures = figures
+		}
+	})
 	if moved {
 		c.log.Info("container is running")
 		c.m.announce(c.pod, c.id, cri.ContainerEventType_CONTAINER_STARTED_EVENT)
@@ -138,27 +143,6 @@ func (c *Container) letGo() {
 			c.log.WithError(err).Warn("exited container is not released yet, removing it will")
 		}
 	})
-}
-
-// explain turns an exit into the CRI's reason and message. A container counts
-// as OOM-killed when the kernel killed something of it for memory and its
-// init ended by SIGKILL.
-func (c *Container) explain(exit runtime.Exit) (reason, message string) {
-	if exit.Lost {
-		return reasonLost, "the exit status was lost: both noded processes were dead when the container ended"
-	}
-	const killed = 128 + 9
-	if exit.Code == killed {
-		group := c.m.cgroups.Open(c.m.cgroups.Dir(c.record().Cgroup))
-		defer group.Close()
-		if kills, err := group.OOMKills(); err == nil && kills > 0 {
-			return reasonOOMKilled, ""
-		}
-	}
-	if exit.Code == 0 {
-		return reasonCompleted, ""
-	}
-	return reasonError, ""
 }
 
 // releaseRuntime makes the OCI runtime and the shim forget the container and

@@ -100,6 +100,7 @@ func (c *Container) kill(ctx context.Context) error {
 		c.refuse(*rec.StartError) // there is no process
 		return nil
 	}
+	c.noteOOMKills()
 	// The init first and by itself: a privileged container may have moved it
 	// out of its cgroup.
 	if err := c.m.runtime.Signal(ctx, c.id, int(unix.SIGKILL)); err != nil && !kind.Is(err, kind.NotFound) {

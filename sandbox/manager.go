@@ -34,9 +34,10 @@ type Options struct {
 
 	Facts         spec.Facts
 	SystemdCgroup bool
-	CgroupParent  string // for pods whose request names none: "/noded"
-	InitBinary    string // the noded binary, pid 1 of a shared PID namespace
-	ShmSize       int64  // bytes of a pod's /dev/shm
+	CgroupParent  string   // for pods whose request names none: "/noded"
+	InitBinary    string   // the noded binary, pid 1 of a shared PID namespace
+	ShmSize       int64    // bytes of a pod's /dev/shm
+	CDISpecDirs   []string // folders of CDI specifications, later ones before earlier
 	Log           *logrus.Entry
 }
 

@@ -94,7 +94,10 @@ func (p *Pod) makeCgroup(context.Context) error {
 	if err := p.update(func(r *podRecord) { r.Cgroup, r.OwnCgroup = own, true }); err != nil {
 		return err
 	}
-	return p.m.cgroups.Make(own)
+	if err := p.m.cgroups.Make(own); err != nil {
+		return err
+	}
+	return p.setLimits(p.resources())
 }
 
 func (p *Pod) makeNamespaces(ctx context.Context) error {

@@ -41,6 +41,12 @@ type podRecord struct {
 	IPs        []string
 	InitOwe    bool // the shared PID namespace's init may exist
 	Init       runtime.Process
+
+	// Overhead and Resources (cri.LinuxContainerResources) are the pod's own
+	// since the last UpdatePodSandboxResources; before it, Config has them.
+	Overhead  json.RawMessage `json:",omitempty"`
+	Resources json.RawMessage `json:",omitempty"`
+	Resize    *resizeRecord   `json:",omitempty"` // an update under way
 }
 
 // containerRecord is all that is durable of a container.
@@ -72,7 +78,15 @@ type containerRecord struct {
 	StartError *startError
 	// RuntimeGone is set when the OCI runtime and the shim hold nothing of it.
 	RuntimeGone bool
-	Resources   json.RawMessage // cri.LinuxContainerResources of the last update
+	// Resources are the limits asked for and Figures those that the kernel
+	// enforces (cri.LinuxContainerResources), since the last update.
+	Resources         json.RawMessage   `json:",omitempty"`
+	Figures           json.RawMessage   `json:",omitempty"`
+	UpdateAnnotations map[string]string `json:",omitempty"` // of the last update
+	Resize            *resizeRecord     `json:",omitempty"` // an update under way
+	// OOMKills is the kernel's count of processes killed for memory before
+	// noded's own SIGKILL: those did not end the container.
+	OOMKills uint64 `json:",omitempty"`
 }
 
 type startError struct {

@@ -147,6 +147,14 @@ func (c *Container) settle(ctx context.Context, state runtime.State, held bool) 
 		})
 		return err
 	}
+	if rec.Resize != nil {
+		// In the background: the runtime may hang, as it may have then.
+		c.m.flights.begin("undo update of "+c.id, func(ctx context.Context) {
+			if err := exclusively(ctx, c.busy, c.restore); err != nil {
+				c.log.WithError(err).Error("limits of an update that was cut off are not put back")
+			}
+		})
+	}
 	return nil
 }
 
@@ -195,7 +203,7 @@ func (p *Pod) settle(ctx context.Context, held map[string]runtime.State) error {
 		p.log.WithError(err).Error("pod is stopped")
 		return p.markStopped()
 	}
-	return nil
+	return p.restoreLimits()
 }
 
 // finishStop begins to free what a stopped pod may still hold.

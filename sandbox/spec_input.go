@@ -10,6 +10,7 @@ import (
 	rspec "github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"noded.dev/noded/internal/cdi"
 	"noded.dev/noded/internal/facts"
 	"noded.dev/noded/internal/hostdev"
 	"noded.dev/noded/internal/kind"
@@ -163,6 +164,27 @@ func hostDevices(devices []*cri.Device) ([][]rspec.LinuxDevice, error) {
 		out[i] = found
 	}
 	return out, nil
+}
+
+// deviceNames are the CDI devices that a container asks for.
+func deviceNames(config *cri.ContainerConfig) ([]string, error) {
+	var listed []string
+	for _, d := range config.CDIDevices {
+		listed = append(listed, d.GetName())
+	}
+	return cdi.Names(listed, config.Annotations)
+}
+
+// injectDevices adds CDI devices to the finished spec.
+func (c *creation) injectDevices(in spec.Input) error {
+	names, err := deviceNames(c.config)
+	if err != nil || len(names) == 0 {
+		return err
+	}
+	if err := cdi.Inject(c.spec, names, c.m.opts.CDISpecDirs); err != nil {
+		return err
+	}
+	return spec.Recheck(in, c.spec)
 }
 
 // localhostSeccomp reads the profile file that the container asks for; nil if

@@ -30,6 +30,11 @@ func (m *Manager) PodStatus(id string, verbose bool) (*cri.PodSandboxStatusRespo
 		return out, nil
 	}
 	info := map[string]any{"record": p.record(), "paths": map[string]string{"record": p.paths.root, "state": p.paths.state, "namespaces": p.paths.ns}}
+	for name, r := range map[string]*cri.LinuxContainerResources{"overhead": p.resources().overhead, "resources": p.resources().resources} {
+		if r != nil {
+			info[name] = r
+		}
+	}
 	if pid := p.record().Init.Pid; pid != 0 {
 		info["pid"] = pid
 	}
