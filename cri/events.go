@@ -24,12 +24,12 @@ func (s *Server) GetContainerEvents(_ *api.GetEventsRequest, out grpc.ServerStre
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-s.closing:
-			return kind.Errorf(kind.Unavailable, "noded is stopping")
+			return errStopping
 		case event, ok := <-events:
 			if !ok {
 				return kind.Errorf(kind.Exhausted, "events were read too slowly and some are lost; list again")
 			}
-			if err := out.Send(event); err != nil {
+			if err := s.send(out, event, nil); err != nil {
 				return err
 			}
 		}

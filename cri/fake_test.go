@@ -37,6 +37,10 @@ type fakeSandboxes struct {
 	attach        func(ctx context.Context, id string, io sandbox.IO) error
 	portForward   func(ctx context.Context, id string, port int32, conn io.ReadWriteCloser) error
 	events        chan *api.ContainerEventResponse
+	pods          []*api.PodSandbox
+	containers    []*api.Container
+	stats         []*api.ContainerStats
+	podStats      []*api.PodSandboxStats
 	status        sandbox.Status
 	cidrs         []string
 }
@@ -66,7 +70,10 @@ func (f *fakeSandboxes) RemovePod(_ context.Context, id string) error { f.found(
 func (f *fakeSandboxes) PodStatus(id string, _ bool) (*api.PodSandboxStatusResponse, error) {
 	return &api.PodSandboxStatusResponse{}, f.found(id)
 }
-func (f *fakeSandboxes) ListPods(*api.PodSandboxFilter) []*api.PodSandbox { return nil }
+func (f *fakeSandboxes) ListPods(filter *api.PodSandboxFilter) []*api.PodSandbox {
+	f.found(filter.GetId())
+	return f.pods
+}
 func (f *fakeSandboxes) CreateContainer(ctx context.Context, podID string, config *api.ContainerConfig) (string, error) {
 	if err := f.found(podID); err != nil {
 		return "", err
@@ -85,7 +92,10 @@ func (f *fakeSandboxes) RemoveContainer(_ context.Context, id string) error { f.
 func (f *fakeSandboxes) ContainerStatus(id string, _ bool) (*api.ContainerStatusResponse, error) {
 	return &api.ContainerStatusResponse{}, f.found(id)
 }
-func (f *fakeSandboxes) ListContainers(*api.ContainerFilter) []*api.Container { return nil }
+func (f *fakeSandboxes) ListContainers(filter *api.ContainerFilter) []*api.Container {
+	f.found(filter.GetPodSandboxId())
+	return f.containers
+}
 func (f *fakeSandboxes) UpdateContainer(_ context.Context, req *api.UpdateContainerResourcesRequest) error {
 	return f.found(req.ContainerId)
 }
@@ -109,6 +119,14 @@ func (f *fakeSandboxes) CheckAttach(id string) (*api.ContainerConfig, error) {
 func (f *fakeSandboxes) CheckPod(id string) error { return f.found(id) }
 func (f *fakeSandboxes) ContainerStats(_ context.Context, id string) (*api.ContainerStats, error) {
 	return &api.ContainerStats{}, f.found(id)
+}
+func (f *fakeSandboxes) ListContainerStats(_ context.Context, filter *api.ContainerStatsFilter) ([]*api.ContainerStats, error) {
+	f.found(filter.GetId())
+	return f.stats, nil
+}
+func (f *fakeSandboxes) ListPodStats(_ context.Context, filter *api.PodSandboxStatsFilter) ([]*api.PodSandboxStats, error) {
+	f.found(filter.GetId())
+	return f.podStats, nil
 }
 func (f *fakeSandboxes) PodStats(_ context.Context, id string) (*api.PodSandboxStats, error) {
 	return &api.PodSandboxStats{}, f.found(id)

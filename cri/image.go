@@ -22,24 +22,32 @@ type (
 
 // ListImages lists all images, or the one that the filter names.
 func (s *Server) ListImages(_ context.Context, req *api.ListImagesRequest) (*api.ListImagesResponse, error) {
-	if req.GetFilter().GetImage().GetImage() == "" {
-		resp := &api.ListImagesResponse{}
-		for _, image := range s.images.List() {
-			resp.Images = append(resp.Images, describe(image))
-		}
-		return resp, nil
-	}
-	if err := s.checkSpec(req.Filter.Image); err != nil {
+	images, err := s.listImages(req.Filter)
+	if err != nil {
 		return nil, err
 	}
-	image, err := s.images.Lookup(req.Filter.Image.Image)
+	return &api.ListImagesResponse{Images: images}, nil
+}
+
+func (s *Server) listImages(filter *api.ImageFilter) ([]*api.Image, error) {
+	if filter.GetImage().GetImage() == "" {
+		var images []*api.Image
+		for _, image := range s.images.List() {
+			images = append(images, describe(image))
+		}
+		return images, nil
+	}
+	if err := s.checkSpec(filter.Image); err != nil {
+		return nil, err
+	}
+	image, err := s.images.Lookup(filter.Image.Image)
 	switch {
 	case kind.Is(err, kind.NotFound):
-		return &api.ListImagesResponse{}, nil
+		return nil, nil
 	case err != nil:
 		return nil, err
 	}
-	return &api.ListImagesResponse{Images: []*api.Image{describe(image)}}, nil
+	return []*api.Image{describe(image)}, nil
 }
 
 // ImageStatus describes one image; one that is not there is no error.

@@ -18,6 +18,9 @@ import (
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	start := time.Now()
 	resp, err := s.guard(info.FullMethod, func() (any, error) { return handler(ctx, req) })
+	if err == nil {
+		err = checkReply(path.Base(info.FullMethod), resp)
+	}
 	if err = s.finish(ctx, call{info.FullMethod, req, start}, err); err != nil {
 		return nil, err
 	}

@@ -58,7 +58,7 @@ func (s *Server) pulls(ref string, out grpc.ServerStream) error {
 			if sent[p.Reference] == p {
 				continue
 			}
-			if err := out.SendMsg(progressMessage(p)); err != nil {
+			if err := s.send(out, progressMessage(p), nil); err != nil {
 				return err
 			}
 		}

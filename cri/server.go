@@ -110,6 +110,7 @@ type Server struct {
 	info      func() map[string]any
 	observe   func(Call)
 	execs     *execLimits
+	sending   sends
 	closing   chan struct{} // closed by Close
 	closeOnce sync.Once
 }
@@ -136,10 +137,11 @@ func (s *Server) Register(r grpc.ServiceRegistrar) {
 	r.RegisterService(&progressService, s)
 }
 
-// Close ends the calls that otherwise last as long as their clients (events,
-// pull progress), so that a graceful stop of the gRPC server can finish.
+// Close ends the calls that otherwise last as long as their clients (streams),
+// so that a graceful stop of the gRPC server can finish.
 func (s *Server) Close() {
 	s.closeOnce.Do(func() { close(s.closing) })
+	s.sending.close()
 }
 
 // maxMessage bounds requests and replies, in bytes. The kubelet refuses

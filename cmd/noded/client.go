@@ -75,7 +75,7 @@ func (e errNotFound) Error() string { return fmt.Sprintf("no %s %q", e.what, e.n
 // its id, or pod/name. Of several with the same name (the attempts of a
 // restarting container), the one that runs counts, then the newest.
 func (c *client) findContainer(ctx context.Context, name string) (*cri.Container, error) {
-	containers, err := c.listContainers(ctx)
+	containers, err := c.listContainers(ctx, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -185,7 +185,7 @@ func (c *client) find(ctx context.Context, name string) (target, error) {
 	if err != nil {
 		return target{}, err
 	}
-	containers, err := c.listContainers(ctx)
+	containers, err := c.listContainers(ctx, nil)
 	if err != nil {
 		return target{}, err
 	}
@@ -209,22 +209,6 @@ func (c *client) find(ctx context.Context, name string) (target, error) {
 		return target{pod: pods[i]}, nil
 	}
 	return target{container: ctr, pod: pods[i]}, nil
-}
-
-func (c *client) listContainers(ctx context.Context) ([]*cri.Container, error) {
-	reply, err := c.ListContainers(ctx, &cri.ListContainersRequest{})
-	if err != nil {
-		return nil, fmt.Errorf("list containers: %w", err)
-	}
-	return reply.GetContainers(), nil
-}
-
-func (c *client) listPods(ctx context.Context) ([]*cri.PodSandbox, error) {
-	reply, err := c.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{})
-	if err != nil {
-		return nil, fmt.Errorf("list pods: %w", err)
-	}
-	return reply.GetItems(), nil
 }
 
 // podNames maps pod ids to names.

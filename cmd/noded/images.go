@@ -26,11 +26,10 @@ func imagesCommand(a *app) *cobra.Command {
 }
 
 func (a *app) listImages(ctx context.Context, c *client, quiet bool) error {
-	reply, err := c.images.ListImages(ctx, &cri.ListImagesRequest{})
+	images, err := c.listImages(ctx)
 	if err != nil {
-		return fmt.Errorf("list images: %w", err)
+		return err
 	}
-	images := reply.GetImages()
 	slices.SortFunc(images, func(x, y *cri.Image) int { return cmp.Compare(imageTitle(x), imageTitle(y)) })
 	if a.format == "json" {
 		return printJSON(a.out, images)

@@ -27,7 +27,7 @@ func psCommand(a *app) *cobra.Command {
 }
 
 func (a *app) ps(ctx context.Context, c *client, all, quiet bool) error {
-	containers, err := c.listContainers(ctx)
+	containers, err := c.listContainers(ctx, nil)
 	if err != nil {
 		return err
 	}

@@ -85,11 +85,11 @@ func (c *client) removeContainer(ctx context.Context, ctr *cri.Container, force 
 // made go too; those of a kubelet's pods are the kubelet's.
 func (c *client) removePod(ctx context.Context, pod *cri.PodSandbox, force bool) error {
 	id := pod.GetId()
-	reply, err := c.ListContainers(ctx, &cri.ListContainersRequest{Filter: &cri.ContainerFilter{PodSandboxId: id}})
+	containers, err := c.listContainers(ctx, &cri.ContainerFilter{PodSandboxId: id})
 	if err != nil {
-		return fmt.Errorf("list the pod's containers: %w", err)
+		return err
 	}
-	for _, ctr := range reply.GetContainers() {
+	for _, ctr := range containers {
 		if ctr.GetState() == cri.ContainerState_CONTAINER_RUNNING && !force {
 			return fmt.Errorf("container %s of pod %s runs: stop it first, or use -f", shortID(ctr.GetId()), pod.GetMetadata().GetName())
 		}

@@ -30,7 +30,7 @@ const sample = time.Second
 
 func (a *app) stats(ctx context.Context, c *client, every time.Duration) error {
 	for {
-		before, err := c.containerStats(ctx)
+		before, err := c.listContainerStats(ctx)
 		if err != nil {
 			return err
 		}
@@ -62,20 +62,12 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-func (c *client) containerStats(ctx context.Context) ([]*cri.ContainerStats, error) {
-	reply, err := c.ListContainerStats(ctx, &cri.ListContainerStatsRequest{})
-	if err != nil {
-		return nil, fmt.Errorf("list statistics: %w", err)
-	}
-	return reply.GetStats(), nil
-}
-
 // statsTable takes a second sample: a rate needs two.
 func (a *app) statsTable(ctx context.Context, c *client, before []*cri.ContainerStats) error {
 	if !pause(ctx, sample) {
 		return nil
 	}
-	after, err := c.containerStats(ctx)
+	after, err := c.listContainerStats(ctx)
 	if err != nil {
 		return err
 	}
@@ -83,7 +75,7 @@ func (a *app) statsTable(ctx context.Context, c *client, before []*cri.Container
 	if err != nil {
 		return err
 	}
-	containers, err := c.listContainers(ctx)
+	containers, err := c.listContainers(ctx, nil)
 	if err != nil {
 		return err
 	}

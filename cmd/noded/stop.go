@@ -41,11 +41,11 @@ func (c *client) stop(ctx context.Context, t target, grace time.Duration) error 
 		return c.stopContainer(ctx, t.container.GetId(), grace)
 	}
 	id := t.pod.GetId()
-	reply, err := c.ListContainers(ctx, &cri.ListContainersRequest{Filter: &cri.ContainerFilter{PodSandboxId: id}})
+	containers, err := c.listContainers(ctx, &cri.ContainerFilter{PodSandboxId: id})
 	if err != nil {
-		return fmt.Errorf("list the pod's containers: %w", err)
+		return err
 	}
-	for _, ctr := range reply.GetContainers() {
+	for _, ctr := range containers {
 		if ctr.GetState() != cri.ContainerState_CONTAINER_RUNNING {
 			continue
 		}
