@@ -2,6 +2,7 @@ package cri
 
 import (
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 	api "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"noded.dev/noded/internal/kind"
@@ -11,27 +12,24 @@ import (
 // away. A client that reads too slowly is cut off, and must list again: it
 // never holds up the containers.
 func (s *Server) GetContainerEvents(_ *api.GetEventsRequest, out grpc.ServerStreamingServer[api.ContainerEventResponse]) error {
-	events, cancel := s.sandboxes.Subscribe()
-	defer cancel()
+	events := s.sandboxes.Subscribe()
+	defer events.Close()
 	// The header tells the client that it is subscribed: what it lists from
 	// now on cannot be older than the events.
 	if err := out.SendHeader(nil); err != nil {
 		return err
 	}
-	ctx := out.Context()
 	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-s.closing:
-			return errStopping
-		case event, ok := <-events:
-			if !ok {
-				return kind.Errorf(kind.Exhausted, "events were read too slowly and some are lost; list again")
-			}
-			if err := s.send(out, event, nil); err != nil {
-				return err
-			}
+		event, err := events.Next(out.Context(), s.closing)
+		if err != nil {
+			return err
+		}
+		if n := proto.Size(event); n > maxMessage {
+			return kind.Errorf(kind.Exhausted, "an event of pod %s has %d bytes, more than the %d of a message (max_message): list instead",
+				event.PodSandboxStatus.GetId(), n, maxMessage)
+		}
+		if err := s.send(out, event, events.Done()); err != nil {
+			return err
 		}
 	}
 }

@@ -17,6 +17,7 @@ import (
 
 	"noded.dev/noded/cri/stream"
 	"noded.dev/noded/imagestore"
+	"noded.dev/noded/internal/feed"
 	"noded.dev/noded/internal/kind"
 	"noded.dev/noded/sandbox"
 )
@@ -36,7 +37,7 @@ type fakeSandboxes struct {
 	attachConfig  *api.ContainerConfig
 	attach        func(ctx context.Context, id string, io sandbox.IO) error
 	portForward   func(ctx context.Context, id string, port int32, conn io.ReadWriteCloser) error
-	events        chan *api.ContainerEventResponse
+	events        *feed.Feed[*api.ContainerEventResponse]
 	pods          []*api.PodSandbox
 	containers    []*api.Container
 	stats         []*api.ContainerStats
@@ -131,9 +132,7 @@ func (f *fakeSandboxes) ListPodStats(_ context.Context, filter *api.PodSandboxSt
 func (f *fakeSandboxes) PodStats(_ context.Context, id string) (*api.PodSandboxStats, error) {
 	return &api.PodSandboxStats{}, f.found(id)
 }
-func (f *fakeSandboxes) Subscribe() (<-chan *api.ContainerEventResponse, func()) {
-	return f.events, func() { f.found("unsubscribed") }
-}
+func (f *fakeSandboxes) Subscribe() *sandbox.Events      { return f.events.Subscribe() }
 func (f *fakeSandboxes) Status() sandbox.Status          { return f.status }
 func (f *fakeSandboxes) SetPodCIDR(cidrs []string) error { f.cidrs = cidrs; return nil }
 func (f *fakeSandboxes) CgroupDriver() api.CgroupDriver  { return api.CgroupDriver_CGROUPFS }

@@ -54,9 +54,9 @@ type Sandboxes interface {
 	PodStats(ctx context.Context, id string) (*api.PodSandboxStats, error)
 	ListPodStats(ctx context.Context, filter *api.PodSandboxStatsFilter) ([]*api.PodSandboxStats, error)
 
-	// Subscribe delivers events from now on; the channel is closed when the
-	// reader is too slow for its bounded buffer.
-	Subscribe() (events <-chan *api.ContainerEventResponse, cancel func())
+	// Subscribe delivers events from now on; a reader too slow for its bounded
+	// queue is dropped. The caller must close it.
+	Subscribe() *sandbox.Events
 	Status() sandbox.Status // immutable, no I/O
 	SetPodCIDR(cidrs []string) error
 	CgroupDriver() api.CgroupDriver

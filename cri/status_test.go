@@ -6,10 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	api "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"noded.dev/noded/imagestore"
@@ -78,50 +75,6 @@ func TestStatus(t *testing.T) {
 	c, err := e.runtime.RuntimeConfig(t.Context(), &api.RuntimeConfigRequest{})
 	if err != nil || c.Linux.CgroupDriver != api.CgroupDriver_CGROUPFS {
 		t.Errorf("got %v, %v", c, err)
-	}
-}
-
-func TestEvents(t *testing.T) {
-	e := newEdge(t)
-	subscribe := func(ctx context.Context) func() (*api.ContainerEventResponse, error) {
-		t.Helper()
-		events, err := e.runtime.GetContainerEvents(ctx, &api.GetEventsRequest{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := events.Header(); err != nil { // sent once it is subscribed
-			t.Fatal(err)
-		}
-		return events.Recv
-	}
-	e.sandboxes.events = make(chan *api.ContainerEventResponse, 1)
-	next := subscribe(t.Context())
-	e.sandboxes.events <- &api.ContainerEventResponse{ContainerId: "c1"}
-	if event, err := next(); err != nil || event.ContainerId != "c1" {
-		t.Errorf("got %v, %v", event, err)
-	}
-	close(e.sandboxes.events) // too slow
-	if _, err := next(); status.Code(err) != codes.ResourceExhausted {
-		t.Errorf("got %v", err)
-	}
-
-	e.sandboxes.events = make(chan *api.ContainerEventResponse)
-	ctx, cancel := context.WithCancel(t.Context())
-	next = subscribe(ctx)
-	cancel()
-	if _, err := next(); status.Code(err) != codes.Canceled {
-		t.Errorf("got %v", err)
-	}
-
-	next = subscribe(t.Context())
-	e.server.Close()
-	if _, err := next(); status.Code(err) != codes.Unavailable {
-		t.Errorf("got %v", err)
-	}
-	for end := time.Now().Add(5 * time.Second); len(e.sandboxes.called()) < 3; time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("%d of 3 subscriptions were given back", len(e.sandboxes.called()))
-		}
 	}
 }
 

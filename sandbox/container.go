@@ -26,7 +26,7 @@ type Container struct {
 	ended  chan struct{} // closed when its end is known
 	asked  atomic.Bool   // the stop signal was sent; a repeated stop only waits
 
-	saving sync.Mutex // keeps saves in order; taken before mu, and held across the disk write
+	saving sync.Mutex // keeps saves in order; taken before the pod's timeline, and held across the disk write
 	mu     sync.Mutex // guards rec and early, for moments
 	rec    containerRecord
 	early  *runtime.Exit // an exit that came before its creation was written down
@@ -70,13 +70,20 @@ func (c *Container) add() error {
 	return nil
 }
 
-func (c *Container) forget() {
+// forget drops a container that is destroyed. Readers of events hear of it if
+// they may have known it.
+func (c *Container) forget(known bool) {
+	c.pod.timeline.Lock()
+	defer c.pod.timeline.Unlock()
 	c.pod.mu.Lock()
 	delete(c.pod.containers, c.id)
 	c.pod.mu.Unlock()
 	c.m.mu.Lock()
 	delete(c.m.containers, c.id)
 	c.m.mu.Unlock()
+	if known {
+		c.pod.announce(c.id, cri.ContainerEventType_CONTAINER_DELETED_EVENT)
+	}
 }
 
 // isKnown says whether the container was not destroyed yet.
@@ -103,8 +110,18 @@ func (c *Container) on(event containerEvent, change func(*containerRecord)) (mov
 	return true, saveRecord(c.paths.root, &rec)
 }
 
-// move is the part of on that happens in memory.
+// move is the part of on that happens in memory, and is announced.
 func (c *Container) move(event containerEvent, change func(*containerRecord)) (rec containerRecord, moved bool, err error) {
+	c.pod.timeline.Lock()
+	defer c.pod.timeline.Unlock()
+	from := c.view.Load().state
+	if rec, moved, err = c.moveQuietly(event, change); moved {
+		c.announceMove(from, rec.State)
+	}
+	return rec, moved, err
+}
+
+func (c *Container) moveQuietly(event containerEvent, change func(*containerRecord)) (rec containerRecord, moved bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	before := c.rec.State

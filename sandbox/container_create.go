@@ -116,7 +116,6 @@ func (p *Pod) create(ctx context.Context, config *cri.ContainerConfig, at func(s
 		return "", fmt.Errorf("create container %s: %w", c.name(), err)
 	}
 	c.log.Info("container is created")
-	p.m.announce(p, c.id, cri.ContainerEventType_CONTAINER_CREATED_EVENT)
 	return c.id, nil
 }
 

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
-
 	"noded.dev/noded/internal/kind"
 	"noded.dev/noded/internal/steps"
 	"noded.dev/noded/runtime"
@@ -66,7 +64,6 @@ func (c *Container) started() error {
 	})
 	if moved {
 		c.log.Info("container is running")
-		c.m.announce(c.pod, c.id, cri.ContainerEventType_CONTAINER_STARTED_EVENT)
 	}
 	if err != nil {
 		return fmt.Errorf("start %s: %w", c.name(), err)
@@ -111,6 +108,12 @@ func (c *Container) exited(exit runtime.Exit) {
 }
 
 func (c *Container) finish(exit runtime.Exit, reason, message string) {
+	if reason != reasonStartError && c.view.Load().state == stateStarting {
+		// It ended before its start was written down. That it ran is told first.
+		if err := c.started(); err != nil {
+			c.log.WithError(err).Warn("start is not noted")
+		}
+	}
 	moved, err := c.on(eventExit, func(r *containerRecord) {
 		r.FinishedAt, r.ExitCode, r.Reason, r.Message = exit.At, exit.Code, reason, message
 		if reason == reasonStartError {
@@ -125,7 +128,6 @@ func (c *Container) finish(exit runtime.Exit, reason, message string) {
 	}
 	c.stats.close()
 	c.log.WithFields(map[string]any{"exit_code": exit.Code, "reason": reason}).Info("container has exited")
-	c.m.announce(c.pod, c.id, cri.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	if err != nil {
 		// The shim's copy must stay: without it a crash now would lose the exit.
 		c.log.WithError(err).Warn("exit is not saved, the container is released when it is removed or noded starts again")

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"noded.dev/noded/internal/kind"
 	"noded.dev/noded/internal/steps"
@@ -170,13 +169,10 @@ func (c *Container) destroy(ctx context.Context) error {
 	if err := os.RemoveAll(c.paths.root); err != nil {
 		return fmt.Errorf("remove record of %s: %w", c.name(), err)
 	}
-	c.forget()
+	c.forget(was.State.listed())
 	c.mu.Lock()
 	c.markEnded()
 	c.mu.Unlock()
-	if was.State.listed() {
-		c.m.announce(c.pod, c.id, cri.ContainerEventType_CONTAINER_DELETED_EVENT)
-	}
 	return nil
 }
 

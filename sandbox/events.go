@@ -1,92 +1,101 @@
 package sandbox
 
 import (
-	"sync"
+	"cmp"
+	"slices"
+	"strings"
+	"sync/atomic"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"noded.dev/noded/internal/feed"
 )
 
-// eventQueue is how many events wait for one reader of GetContainerEvents. A
-// reader that falls further behind is dropped; the kubelet then relists.
-const eventQueue = 4096
+// Events is what one reader of GetContainerEvents reads.
+type Events = feed.Reader[*cri.ContainerEventResponse]
 
-// hub hands every event to every reader and never waits for one.
-type hub struct {
-	mu      sync.Mutex
-	readers map[chan *cri.ContainerEventResponse]bool
-}
+// eventLimits bound what waits for one reader of events; one that falls
+// further behind is dropped, and lists again. Bytes are encoded: a node that
+// starts a hundred pods at once makes some four hundred events of ten
+// kilobytes.
+var eventLimits = feed.Limits{Values: 4096, Bytes: 64 << 20}
 
-// subscribe returns a channel of the events from now on. It is closed by
-// cancel, or when its reader is eventQueue events behind.
-func (h *hub) subscribe() (<-chan *cri.ContainerEventResponse, func()) {
-	ch := make(chan *cri.ContainerEventResponse, eventQueue)
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.readers == nil {
-		h.readers = make(map[chan *cri.ContainerEventResponse]bool)
-	}
-	h.readers[ch] = true
-	return ch, func() {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		h.drop(ch)
-	}
-}
-
-// drop needs h.mu.
-func (h *hub) drop(ch chan *cri.ContainerEventResponse) {
-	if h.readers[ch] {
-		delete(h.readers, ch)
-		close(ch)
-	}
-}
-
-func (h *hub) publish(make func() *cri.ContainerEventResponse) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if len(h.readers) == 0 {
-		return
-	}
-	e := make()
-	for ch := range h.readers {
-		select {
-		case ch <- e:
-		default:
-			h.drop(ch)
-		}
-	}
-}
-
-func (h *hub) close() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for ch := range h.readers {
-		h.drop(ch)
-	}
+func newEvents() *feed.Feed[*cri.ContainerEventResponse] {
+	return feed.New(eventLimits, func(e *cri.ContainerEventResponse) int { return proto.Size(e) })
 }
 
 // Subscribe streams container events with the statuses of the pod and of all
-// its containers, as the kubelet's evented PLEG wants them. The channel is
-// closed when the reader is too slow, by cancel, and when noded stops.
-func (m *Manager) Subscribe() (<-chan *cri.ContainerEventResponse, func()) {
-	return m.events.subscribe()
+// its containers, as the kubelet's evented PLEG wants them. The caller must
+// close the reader.
+func (m *Manager) Subscribe() *Events { return m.events.Subscribe() }
+
+// clock gives times in nanoseconds that never repeat or go back, whatever is
+// done to the machine's. The kubelet orders events and statuses by them, and
+// discards what is older than what it has.
+type clock struct{ last atomic.Int64 }
+
+func (c *clock) now() int64 {
+	for {
+		last := c.last.Load()
+		now := max(time.Now().UnixNano(), last+1)
+		if c.last.CompareAndSwap(last, now) {
+			return now
+		}
+	}
 }
 
 // announce tells the readers that something became of the object id (a pod's
-// own id stands for its sandbox).
-func (m *Manager) announce(p *Pod, id string, what cri.ContainerEventType) {
-	m.events.publish(func() *cri.ContainerEventResponse {
-		view := p.view.Load()
-		e := &cri.ContainerEventResponse{
-			ContainerId: id, ContainerEventType: what, CreatedAt: time.Now().UnixNano(),
-			PodSandboxStatus: view.status,
+// own id stands for its sandbox). It needs p.timeline, held since before the
+// change: so the statuses in the event are those at its moment, and events come
+// in the order of the changes.
+func (p *Pod) announce(id string, what cri.ContainerEventType) {
+	p.m.events.Publish(func() *cri.ContainerEventResponse {
+		return &cri.ContainerEventResponse{
+			ContainerId: id, ContainerEventType: what, CreatedAt: p.m.clock.now(),
+			PodSandboxStatus: p.view.Load().status, ContainersStatuses: p.containerStatuses(),
 		}
-		for _, c := range p.list() {
-			if v := c.view.Load(); v.state.listed() {
-				e.ContainersStatuses = append(e.ContainersStatuses, v.status)
-			}
-		}
-		return e
 	})
+}
+
+// containerStatuses are those of the pod's containers that a kubelet may see,
+// oldest first.
+func (p *Pod) containerStatuses() []*cri.ContainerStatus {
+	var list []*cri.ContainerStatus
+	for _, c := range p.list() {
+		if v := c.view.Load(); v.state.listed() {
+			list = append(list, v.status)
+		}
+	}
+	slices.SortFunc(list, func(a, b *cri.ContainerStatus) int {
+		return cmp.Or(cmp.Compare(a.CreatedAt, b.CreatedAt), strings.Compare(a.Id, b.Id))
+	})
+	return list
+}
+
+// announceMove announces what a pod's change of state means to a kubelet,
+// which takes a sandbox for a container. It needs p.timeline.
+func (p *Pod) announceMove(from, to podState) {
+	switch {
+	case from == podCreating && to == podReady:
+		p.announce(p.id, cri.ContainerEventType_CONTAINER_CREATED_EVENT)
+		p.announce(p.id, cri.ContainerEventType_CONTAINER_STARTED_EVENT)
+	case from == podReady && to != podReady:
+		p.announce(p.id, cri.ContainerEventType_CONTAINER_STOPPED_EVENT)
+	}
+}
+
+// announceMove announces what a container's change of state means. It needs
+// the pod's timeline.
+func (c *Container) announceMove(from, to containerState) {
+	switch {
+	case from == to:
+	case to == stateCreated:
+		c.pod.announce(c.id, cri.ContainerEventType_CONTAINER_CREATED_EVENT)
+	case to == stateRunning:
+		c.pod.announce(c.id, cri.ContainerEventType_CONTAINER_STARTED_EVENT)
+	case to == stateExited:
+		c.pod.announce(c.id, cri.ContainerEventType_CONTAINER_STOPPED_EVENT)
+	}
 }

@@ -189,14 +189,14 @@ func TestInitEnds(t *testing.T) {
 	if _, err := n.CreateContainer(t.Context(), pod, sharedPID(containerConfig("c"))); err != nil {
 		t.Fatal(err)
 	}
-	events, cancel := n.Subscribe()
-	defer cancel()
+	events := n.Subscribe()
+	defer events.Close()
 	p := n.pods[pod]
 	p.initExited(runtime.Exit{ID: pod})
 	if s := p.view.Load().state; s != podStopped {
 		t.Errorf("the pod is %s", s)
 	}
-	if e := <-events; e.ContainerId != pod || e.ContainerEventType != cri.ContainerEventType_CONTAINER_STOPPED_EVENT {
+	if e := drain(t, events)[0]; e.ContainerId != pod || e.ContainerEventType != cri.ContainerEventType_CONTAINER_STOPPED_EVENT {
 		t.Errorf("announced: %v", e)
 	}
 	if err := p.update(func(r *podRecord) { r.State = podRemoving }); err != nil {
@@ -294,8 +294,8 @@ func TestRemovePodByMany(t *testing.T) {
 	n := newNode(t)
 	pod := n.mustRun(t, "p")
 	n.mustStart(t, n.mustCreate(t, pod, "c"))
-	events, cancel := n.Subscribe()
-	defer cancel()
+	events := n.Subscribe()
+	defer events.Close()
 	var wg sync.WaitGroup
 	for range 32 {
 		wg.Go(func() {
@@ -307,8 +307,8 @@ func TestRemovePodByMany(t *testing.T) {
 	wg.Wait()
 	n.nothingLeft(t)
 	deleted := 0
-	for len(events) > 0 {
-		if e := <-events; e.ContainerId == pod && e.ContainerEventType == cri.ContainerEventType_CONTAINER_DELETED_EVENT {
+	for _, e := range drain(t, events) {
+		if e.ContainerId == pod && e.ContainerEventType == cri.ContainerEventType_CONTAINER_DELETED_EVENT {
 			deleted++
 		}
 	}

@@ -7,12 +7,12 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"maps"
 	"slices"
-	"sort"
 	"strings"
 	"sync"
 	"time"
@@ -21,6 +21,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"noded.dev/noded/internal/cgroup"
+	"noded.dev/noded/internal/feed"
 	"noded.dev/noded/internal/kind"
 	"noded.dev/noded/runtime"
 	"noded.dev/noded/spec"
@@ -56,7 +57,8 @@ type Manager struct {
 
 	warned  sync.Map // keys of spec.Warning that were logged
 	flights flights  // every operation under way, also those of noded's own
-	events  hub
+	events  *feed.Feed[*cri.ContainerEventResponse]
+	clock   clock
 	loop    sync.WaitGroup
 	stop    chan struct{}
 }
@@ -76,6 +78,7 @@ func Open(ctx context.Context, opts Options, deps Deps) (*Manager, error) {
 	m := &Manager{
 		opts: opts, images: deps.Images, network: deps.Network, runtime: deps.Runtime, cgroups: deps.Cgroups, log: opts.Log,
 		pods: make(map[string]*Pod), containers: make(map[string]*Container), stop: make(chan struct{}),
+		events: newEvents(),
 	}
 	m.flights.panicked = func(stack string) { m.log.WithField("stack", stack).Error("operation panicked") }
 	if err := m.load(); err != nil {
@@ -95,7 +98,7 @@ func (m *Manager) Close() {
 	close(m.stop)
 	m.loop.Wait()
 	m.flights.close()
-	m.events.close()
+	m.events.Close()
 }
 
 func (m *Manager) followExits() {
@@ -185,7 +188,9 @@ func (m *Manager) ListPods(filter *cri.PodSandboxFilter) []*cri.PodSandbox {
 		}
 		out = append(out, v.item)
 	}
-	sort.Slice(out, func(i, j int) bool { return out[i].CreatedAt < out[j].CreatedAt })
+	slices.SortFunc(out, func(a, b *cri.PodSandbox) int {
+		return cmp.Or(cmp.Compare(a.CreatedAt, b.CreatedAt), strings.Compare(a.Id, b.Id))
+	})
 	return out
 }
 
@@ -202,7 +207,9 @@ func (m *Manager) ListContainers(filter *cri.ContainerFilter) []*cri.Container {
 		}
 		out = append(out, v.item)
 	}
-	sort.Slice(out, func(i, j int) bool { return out[i].CreatedAt < out[j].CreatedAt })
+	slices.SortFunc(out, func(a, b *cri.Container) int {
+		return cmp.Or(cmp.Compare(a.CreatedAt, b.CreatedAt), strings.Compare(a.Id, b.Id))
+	})
 	return out
 }
 

@@ -17,8 +17,8 @@ var timeNow = time.Now
 
 func TestLife(t *testing.T) {
 	n := newNode(t)
-	events, cancel := n.Subscribe()
-	defer cancel()
+	events := n.Subscribe()
+	defer events.Close()
 	pod := n.mustRun(t, "p")
 	id := n.mustCreate(t, pod, "c")
 	if s := n.state(t, id); s != cri.ContainerState_CONTAINER_CREATED {
@@ -50,8 +50,8 @@ func TestLife(t *testing.T) {
 	}
 	n.nothingLeft(t)
 	var got []cri.ContainerEventType
-	for len(events) > 0 {
-		got = append(got, (<-events).ContainerEventType)
+	for _, e := range drain(t, events) {
+		got = append(got, e.ContainerEventType)
 	}
 	created, started, stopped, deleted := cri.ContainerEventType_CONTAINER_CREATED_EVENT, cri.ContainerEventType_CONTAINER_STARTED_EVENT,
 		cri.ContainerEventType_CONTAINER_STOPPED_EVENT, cri.ContainerEventType_CONTAINER_DELETED_EVENT

@@ -31,7 +31,8 @@ type Pod struct {
 	initOp chan struct{} // held while its init is started or stopped; taken after busy and a Container's
 	stats  sampler
 
-	saving     sync.Mutex // keeps saves in order; taken before mu, and held across the disk write
+	saving     sync.Mutex // keeps saves in order; taken before timeline, and held across the disk write
+	timeline   sync.Mutex // held from a change of state, also of a container, until it is announced; taken before mu
 	mu         sync.Mutex // guards rec and containers, for moments; taken before a Container's
 	rec        podRecord
 	containers map[string]*Container
@@ -133,12 +134,22 @@ func (m *Manager) addPod(config *cri.PodSandboxConfig, handlerName string, handl
 func (p *Pod) update(change func(*podRecord)) error {
 	p.saving.Lock()
 	defer p.saving.Unlock()
+	rec := p.change(change)
+	return saveRecord(p.paths.root, &rec)
+}
+
+// change is the part of update that happens in memory.
+func (p *Pod) change(change func(*podRecord)) podRecord {
+	p.timeline.Lock()
+	defer p.timeline.Unlock()
 	p.mu.Lock()
+	from := p.rec.State
 	change(&p.rec)
 	p.publish()
 	rec := p.rec
 	p.mu.Unlock()
-	return saveRecord(p.paths.root, &rec)
+	p.announceMove(from, rec.State)
+	return rec
 }
 
 // markStopped takes a ready pod out of service; in another state it stays.
@@ -194,11 +205,17 @@ func (p *Pod) list() []*Container {
 	return slices.Collect(maps.Values(p.containers))
 }
 
-// forget drops a pod that is destroyed.
-func (p *Pod) forget() {
+// forget drops a pod that is destroyed. Readers of events hear of it if they
+// may have known it.
+func (p *Pod) forget(known bool) {
+	p.timeline.Lock()
+	defer p.timeline.Unlock()
 	p.m.mu.Lock()
 	delete(p.m.pods, p.id)
 	p.m.mu.Unlock()
+	if known {
+		p.announce(p.id, cri.ContainerEventType_CONTAINER_DELETED_EVENT)
+	}
 }
 
 // isKnown says whether the pod was not destroyed yet.

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
-	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"noded.dev/noded/internal/kind"
 	"noded.dev/noded/internal/namespace"
@@ -73,7 +72,6 @@ func (p *Pod) stopAll(ctx context.Context, at func(string)) error {
 		return fmt.Errorf("stop pod %s: %w", p.name(), err)
 	}
 	if was == podReady {
-		p.m.announce(p, p.id, cri.ContainerEventType_CONTAINER_STOPPED_EVENT)
 		p.log.Info("pod is stopped")
 	}
 	return nil
@@ -117,8 +115,7 @@ func (p *Pod) destroy(ctx context.Context) error {
 	if err := os.RemoveAll(p.paths.root); err != nil {
 		return fmt.Errorf("remove record of pod %s: %w", p.name(), err)
 	}
-	p.m.announce(p, p.id, cri.ContainerEventType_CONTAINER_DELETED_EVENT)
-	p.forget()
+	p.forget(was.listed())
 	return nil
 }
 

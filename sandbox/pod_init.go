@@ -7,8 +7,6 @@ import (
 	"os"
 	"path/filepath"
 
-	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
-
 	"noded.dev/noded/internal/atomicfile"
 	"noded.dev/noded/internal/kind"
 	"noded.dev/noded/internal/steps"
@@ -146,7 +144,6 @@ func (p *Pod) initExited(exit runtime.Exit) {
 		p.log.WithError(err).Warn("stopped without a saved record")
 	}
 	p.log.WithField("exit_code", exit.Code).Error("the init of the shared PID namespace has ended, the pod is stopped")
-	p.m.announce(p, p.id, cri.ContainerEventType_CONTAINER_STOPPED_EVENT)
 }
 
 // precondition says that a pod must be ready for what was asked.

@@ -41,9 +41,6 @@ func (p *Pod) run(ctx context.Context, at func(string)) error {
 		return fmt.Errorf("run pod %s: %w", p.name(), errors.Join(err, p.abandon(clean)))
 	}
 	p.log.Info("pod is ready")
-	// The kubelet takes a sandbox's own start like a container's.
-	p.m.announce(p, p.id, cri.ContainerEventType_CONTAINER_CREATED_EVENT)
-	p.m.announce(p, p.id, cri.ContainerEventType_CONTAINER_STARTED_EVENT)
 	return nil
 }
 

@@ -133,11 +133,6 @@ func (c *Container) settle(ctx context.Context, state runtime.State, held bool) 
 		c.finish(runtime.Exit{ID: c.id, Code: 255, At: time.Now(), Lost: true}, reasonLost, "the shim does not know the container")
 		return nil
 	case state.Exit != nil:
-		if rec.State == stateStarting {
-			if err := c.started(); err != nil {
-				return err
-			}
-		}
 		c.exited(*state.Exit)
 		return nil
 	case rec.State == stateStarting:

@@ -82,8 +82,8 @@ func (s containerState) next(event containerEvent) (containerState, bool) {
 		return stateStarting, true
 	case event == eventStarted && s == stateStarting:
 		return stateRunning, true
-	case event == eventStarted && (s == stateExited || s == stateRemoving):
-		return s, true // it ended before its start was written down
+	case event == eventStarted && (s == stateRunning || s == stateExited || s == stateRemoving):
+		return s, true // its end was told before its start, which that implies
 	}
 	return s, false
 }

@@ -19,6 +19,7 @@ func TestContainerTransitions(t *testing.T) {
 		{stateCreated, eventStart}:    stateStarting,
 		{stateStarting, eventStart}:   stateStarting,
 		{stateStarting, eventStarted}: stateRunning,
+		{stateRunning, eventStarted}:  stateRunning,
 		{stateExited, eventStarted}:   stateExited,
 		{stateRemoving, eventStarted}: stateRemoving,
 		{stateCreated, eventExit}:     stateExited,

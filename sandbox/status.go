@@ -18,14 +18,10 @@ func (m *Manager) PodStatus(id string, verbose bool) (*cri.PodSandboxStatusRespo
 	if err != nil {
 		return nil, err
 	}
-	v := p.view.Load()
-	out := &cri.PodSandboxStatusResponse{Status: v.status}
-	for _, c := range p.list() {
-		if cv := c.view.Load(); cv.state.listed() {
-			out.ContainersStatuses = append(out.ContainersStatuses, cv.status)
-			out.Timestamp = max(out.Timestamp, cv.status.FinishedAt, cv.status.StartedAt, cv.status.CreatedAt)
-		}
-	}
+	// The time is taken first: the kubelet holds what follows for at least as
+	// new as any event before it.
+	out := &cri.PodSandboxStatusResponse{Timestamp: m.clock.now()}
+	out.Status, out.ContainersStatuses = p.view.Load().status, p.containerStatuses()
 	if !verbose {
 		return out, nil
 	}

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"os"
-	"strings"
 	"testing"
 	"time"
 
@@ -112,48 +111,6 @@ func TestStats(t *testing.T) {
 	must(t, err)
 	if len(pods.Stats) != 1 {
 		t.Errorf("figures of %d pods", len(pods.Stats))
-	}
-}
-
-// TestEvents follows a pod's life as it is announced.
-func TestEvents(t *testing.T) {
-	skipOnPeer(t, "it is older than this")
-	n := start(t)
-	ctx, cancel := node.Context()
-	defer cancel()
-	stream, err := n.Runtime.GetContainerEvents(ctx, &cri.GetEventsRequest{})
-	must(t, err)
-	_, err = stream.Header() // the subscription is made when this arrives
-	must(t, err)
-	p := n.RunPod(t)
-	c := p.Run(t, "exit 3")
-	c.WaitExit(t)
-	must(t, c.Remove())
-	must(t, p.Remove())
-	want := []string{"pod CREATED", "pod STARTED", "c CREATED", "c STARTED", "c STOPPED 3", "c DELETED", "pod STOPPED", "pod DELETED"}
-	for len(want) > 0 {
-		e, err := stream.Recv()
-		must(t, err)
-		what := strings.TrimSuffix(strings.TrimPrefix(e.ContainerEventType.String(), "CONTAINER_"), "_EVENT")
-		got := ""
-		switch e.ContainerId {
-		case p.ID:
-			got = "pod " + what
-		case c.ID:
-			got = "c " + what
-			if what == "STOPPED" && len(e.ContainersStatuses) == 1 {
-				got += " " + itoa(int(e.ContainersStatuses[0].ExitCode))
-			}
-		default:
-			continue
-		}
-		if got != want[0] {
-			t.Fatalf("event %q, want %q", got, want[0])
-		}
-		if what != "DELETED" && e.PodSandboxStatus.GetId() != p.ID {
-			t.Errorf("%s: status of pod %q", got, e.PodSandboxStatus.GetId())
-		}
-		want = want[1:]
 	}
 }
 
