@@ -1,8 +1,8 @@
 // Package namespace makes the namespaces that a pod's containers share and
 // keeps them alive by bind mounts, so that no process has to live in them.
 //
-// A pod's folder holds one file per namespace, "net", "ipc" and "uts", onto
-// which the namespace is mounted (namespaces(7)). Whoever opens such a file
+// A pod's folder holds one file per namespace, "net", "ipc", "uts" and "user",
+// onto which the namespace is mounted (namespaces(7)). Whoever opens such a file
 // holds the namespace. It goes away with its last process, descriptor and mount.
 package namespace
 
@@ -17,14 +17,16 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"noded.dev/noded/internal/idmap"
 	"noded.dev/noded/internal/kind"
 )
 
 // The kinds of namespace that can be pinned, which are also their file names.
 const (
-	Net = "net"
-	IPC = "ipc"
-	UTS = "uts"
+	Net  = "net"
+	IPC  = "ipc"
+	UTS  = "uts"
+	User = "user"
 )
 
 // MaxHostname is the longest hostname in bytes (sethostname(2), __NEW_UTS_LEN).
@@ -39,6 +41,10 @@ type Request struct {
 	Net, IPC, UTS bool
 	Hostname      string            // needs UTS; "" keeps the host's
 	Sysctls       map[string]string // written inside; each must belong to one of the namespaces
+
+	// IDs, if set, asks for a user namespace with this map, which owns the
+	// others: whoever has CAP_NET_ADMIN in it has that in Net.
+	IDs *idmap.Mapping
 }
 
 type flavour struct {
@@ -76,8 +82,9 @@ func Pinned(path string) bool {
 // Create makes the namespaces that r asks for, brings the loopback interface
 // up, sets hostname and sysctls, and pins them in r.Dir. Namespaces already
 // pinned there are kept and set up again, so it can be repeated after a crash
-// at any instruction. Kind Invalid for a request that cannot work, Exhausted
-// where the kernel's limit of namespaces is reached.
+// at any instruction; with IDs all of them or none are kept. Kind Invalid for a
+// request that cannot work, Exhausted where the kernel's limit of namespaces is
+// reached.
 func Create(ctx context.Context, r Request) error {
 	if err := r.validate(); err != nil {
 		return err
@@ -85,7 +92,12 @@ func Create(ctx context.Context, r Request) error {
 	if err := os.Mkdir(r.Dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("make folder of namespaces: %w", err)
 	}
-	return onThread(func() error { return r.make(ctx) })
+	if r.IDs != nil {
+		if err := r.makeOwned(); err != nil {
+			return fmt.Errorf("make namespaces: %w", err)
+		}
+	}
+	return OnThread(func() error { return r.make(ctx) })
 }
 
 func (r Request) validate() error {
@@ -132,7 +144,7 @@ func (r Request) make(ctx context.Context) error {
 		return err
 	}
 	for _, f := range fresh {
-		if err := pin(r.Dir, f.name); err != nil {
+		if err := pin(r.Dir, f.name, "thread-self"); err != nil {
 			return err
 		}
 	}
@@ -143,16 +155,21 @@ func unshare(flags int) error {
 	if flags == 0 {
 		return nil
 	}
-	err := unix.Unshare(flags)
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, unix.ENOSPC): // user.max_*_namespaces
-		return kind.Errorf(kind.Exhausted, "make namespaces: the limit in /proc/sys/user is reached: %w", err)
-	case errors.Is(err, unix.ENOMEM):
-		return kind.Errorf(kind.Exhausted, "make namespaces: %w", err)
+	if err := unix.Unshare(flags); err != nil {
+		return fmt.Errorf("make namespaces: %w", limited(err))
 	}
-	return fmt.Errorf("make namespaces: %w", err)
+	return nil
+}
+
+// limited gives the kernel's limits their kind.
+func limited(err error) error {
+	switch {
+	case errors.Is(err, unix.ENOSPC): // user.max_*_namespaces
+		return kind.Errorf(kind.Exhausted, "the limit in /proc/sys/user is reached: %w", err)
+	case errors.Is(err, unix.ENOMEM), errors.Is(err, unix.EAGAIN):
+		return kind.Wrap(kind.Exhausted, err)
+	}
+	return err
 }
 
 // setUp configures the namespaces that the calling thread is in.
@@ -168,15 +185,15 @@ func (r Request) setUp() error {
 		}
 	}
 	for key, value := range r.Sysctls {
-		if err := writeSysctl(key, value); err != nil {
+		if err := r.writeSysctl(key, value); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// pin mounts the calling thread's namespace onto dir/name.
-func pin(dir, name string) error {
+// pin mounts a process's namespace onto dir/name; pid is its folder in /proc.
+func pin(dir, name, pid string) error {
 	path := Path(dir, name)
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
@@ -185,7 +202,7 @@ func pin(dir, name string) error {
 	if err := f.Close(); err != nil {
 		return fmt.Errorf("make file to pin the %s namespace: %w", name, err)
 	}
-	if err := unix.Mount("/proc/thread-self/ns/"+name, path, "", unix.MS_BIND, ""); err != nil {
+	if err := unix.Mount(nsPath(pid, name), path, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("pin %s namespace: %w", name, err)
 	}
 	return nil
@@ -196,7 +213,7 @@ func pin(dir, name string) error {
 // there is nothing (any more).
 func Remove(dir string) error {
 	var errs []error
-	for _, name := range []string{Net, IPC, UTS} {
+	for _, name := range []string{Net, IPC, UTS, User} {
 		if err := unpin(Path(dir, name)); err != nil {
 			errs = append(errs, fmt.Errorf("remove %s namespace: %w", name, err))
 		}

@@ -110,6 +110,11 @@ func TestCreateAgainKeeps(t *testing.T) {
 		t.Fatal(err)
 	}
 	first := inside(t, r.Dir, "sh", "-c", "stat -L -c %i /proc/self/ns/net /proc/self/ns/ipc")
+	old, err := os.Open(Path(r.Dir, IPC)) // else the kernel may give its number to the next one
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer old.Close()
 	// A crash between the pins: ipc is there as a file only, uts not at all.
 	for _, step := range []func() error{
 		func() error { return unix.Unmount(Path(r.Dir, IPC), unix.MNT_DETACH) },

@@ -36,7 +36,7 @@ func (r Request) validateSysctl(key, value string) error {
 	switch {
 	case strings.HasPrefix(name, "net."):
 		return r.needs(r.Net, key, "network")
-	case strings.HasPrefix(name, "fs.mqueue."), slices.Contains(ipcSysctls, name):
+	case belongsToIPC(name):
 		return r.needs(r.IPC, key, "IPC")
 	case name == "kernel.hostname", name == "kernel.domainname":
 		return r.needs(r.UTS, key, "UTS")
@@ -69,6 +69,25 @@ func sysctlPath(key string) string {
 
 // writeSysctl sets a value for the calling thread's namespaces: what /proc/sys
 // shows is chosen by the namespaces of the thread that opens the file.
+func (r Request) writeSysctl(key, value string) error {
+	name := dotted(key)
+	switch {
+	case r.IDs != nil && name == pingGroups:
+		value, err := pingRange(*r.IDs, value)
+		if err != nil {
+			return err
+		}
+		return writeSysctl(key, value)
+	case belongsToIPC(name):
+		return asOwner(r.IDs, func() error { return writeSysctl(key, value) })
+	}
+	return writeSysctl(key, value)
+}
+
+func belongsToIPC(name string) bool {
+	return strings.HasPrefix(name, "fs.mqueue.") || slices.Contains(ipcSysctls, name)
+}
+
 func writeSysctl(key, value string) error {
 	f, err := os.OpenFile(sysctlPath(key), os.O_WRONLY|unix.O_CLOEXEC, 0)
 	if errors.Is(err, os.ErrNotExist) {

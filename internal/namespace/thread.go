@@ -15,7 +15,7 @@ import (
 // goroutines that need it: they run elsewhere. Kind NotFound if there is no
 // namespace at path.
 func Do(path string, f func() error) error {
-	return onThread(func() error {
+	return OnThread(func() error {
 		if err := enter(path, unix.CLONE_NEWNET); err != nil {
 			return err
 		}
@@ -23,10 +23,10 @@ func Do(path string, f func() error) error {
 	})
 }
 
-// onThread runs f on a thread that ends afterwards, so that f may change the
-// thread's namespaces. The Go runtime ends a thread whose goroutine returns
+// OnThread runs f on a thread that ends afterwards, so that f may change the
+// thread's namespaces. f must not start goroutines that need them. The Go runtime ends a thread whose goroutine returns
 // locked to it, and starts no thread from a locked one.
-func onThread(f func() error) error {
+func OnThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // never unlocked, see above
@@ -34,7 +34,7 @@ func onThread(f func() error) error {
 			// The process's first thread cannot end: it would stay in the pod's
 			// namespaces, and /proc/<pid>/ns would show them as this process's.
 			// While it is locked here, another goroutine gets another thread.
-			done <- onThread(f)
+			done <- OnThread(f)
 			runtime.UnlockOSThread()
 			return
 		}
