@@ -31,7 +31,9 @@ func (s *Server) Status(_ context.Context, req *api.StatusRequest) (*api.StatusR
 			condition(api.NetworkReady, "NetworkPluginNotReady", st.NetworkError),
 		}},
 		RuntimeHandlers: handlers(st),
-		Features:        &api.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true},
+		Features: &api.RuntimeFeatures{
+			SupplementalGroupsPolicy: true, MountOptions: true, UserNamespacesHostNetwork: st.UserNamespaces(),
+		},
 	}
 	if req.Verbose {
 		info, err := s.verboseInfo(st)

@@ -15,6 +15,7 @@ import (
 	"noded.dev/noded/imagestore/layer"
 	"noded.dev/noded/imagestore/overlay"
 	"noded.dev/noded/internal/atomicfile"
+	"noded.dev/noded/internal/idmap"
 	"noded.dev/noded/internal/kind"
 )
 
@@ -26,6 +27,8 @@ type mountRecord struct {
 	Image   string       `json:"image"`
 	Stack   []string     `json:"stack"`
 	Root    layer.Folder `json:"root"`
+	// IDs is the map of the container's user namespace; nil: the node's ids.
+	IDs *idmap.Mapping `json:"ids,omitempty"`
 
 	Volumes map[int]volumeRecord `json:"volumes,omitempty"`
 
@@ -83,7 +86,7 @@ func (s *Store) Mount(ctx context.Context, req MountRequest) (string, error) {
 	if !isNew && overlay.Mounted(s.rootfs(req.ID)) {
 		return s.rootfs(req.ID), nil
 	}
-	if err := s.mount(req.ID, rec); err != nil {
+	if err := s.mount(req, rec); err != nil {
 		err = kind.Wrap(diskKind(err), fmt.Errorf("mount root filesystem of %s: %w", req.ID, err))
 		if isNew {
 			err = errors.Join(err, s.destroy(req.ID))
@@ -101,13 +104,16 @@ func (s *Store) claim(req MountRequest) (rec *mountRecord, isNew bool, err error
 		if rec.Image != req.ImageID && !rec.unknown {
 			return nil, false, kind.Errorf(kind.Exists, "it exists with image %s", rec.Image)
 		}
+		if !rec.unknown && !sameIDs(rec.IDs, req.UserNS.ids()) {
+			return nil, false, kind.Errorf(kind.Exists, "it exists with another map of ids")
+		}
 		return rec, false, nil
 	}
 	img := s.images[req.ImageID]
 	if img == nil {
 		return nil, false, kind.Errorf(kind.NotFound, "no image %s", req.ImageID)
 	}
-	rec = &mountRecord{Version: recordVersion, Image: img.ID, Stack: img.Stack, Root: img.Root}
+	rec = &mountRecord{Version: recordVersion, Image: img.ID, Stack: img.Stack, Root: img.Root, IDs: req.UserNS.ids()}
 	s.mounts[req.ID] = rec
 	rec.held = s.holdLocked(rec.Stack)
 	return rec, true, nil
@@ -116,8 +122,8 @@ func (s *Store) claim(req MountRequest) (rec *mountRecord, isNew bool, err error
 // mount makes the folders, the record and the mount. Upper content of an
 // earlier mount is kept; the work folder is overlayfs's own and is made anew,
 // since a volatile mount that was cut off refuses to be mounted with it again.
-func (s *Store) mount(id string, rec *mountRecord) error {
-	dir := s.path(containersDir, id)
+func (s *Store) mount(req MountRequest, rec *mountRecord) error {
+	id, dir := req.ID, s.path(containersDir, req.ID)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
@@ -137,19 +143,37 @@ func (s *Store) mount(id string, rec *mountRecord) error {
 			return err
 		}
 	}
-	// The root of a mounted overlay looks as its upper folder does.
-	err = os.Mkdir(upper, 0o700)
-	if err == nil {
-		err = layer.Apply(upper, rec.Root)
-	}
-	if err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := makeUpper(upper, rec); err != nil {
 		return fmt.Errorf("make writable layer: %w", err)
 	}
-	lower := make([]string, len(rec.Stack))
+	mount := overlay.Request{Lower: make([]string, len(rec.Stack)), Upper: upper, Work: work, Target: s.rootfs(id)}
 	for i, hex := range rec.Stack {
-		lower[i] = s.layerFS(hex)
+		mount.Lower[i] = s.layerFS(hex)
 	}
-	return overlay.Mount(overlay.Request{Lower: lower, Upper: upper, Work: work, Target: s.rootfs(id)})
+	if req.UserNS == nil {
+		return overlay.Mount(mount)
+	}
+	return s.mountMapped(mount, dir, *req.UserNS)
+}
+
+// makeUpper makes the writable layer's folder, unless it is there. The root of
+// a mounted overlay looks as that does.
+func makeUpper(upper string, rec *mountRecord) error {
+	root := rec.Root
+	if rec.IDs != nil {
+		var err error
+		if root, err = root.Mapped(*rec.IDs); err != nil {
+			return err
+		}
+	}
+	err := os.Mkdir(upper, 0o700)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return layer.Apply(upper, root)
 }
 
 // Unmount unmounts a container's root filesystem and volumes and deletes its

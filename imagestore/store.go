@@ -63,11 +63,12 @@ type Store struct {
 	names   uint64                   // for names in staging and trash
 	keepAll bool                     // a mount's layers are unknown: free none
 
-	pins    atomic.Pointer[pins]
-	closing chan struct{} // closed by Close, with mu held
-	stop    context.CancelFunc
-	workers sync.WaitGroup
-	trash   *reaper
+	pins     atomic.Pointer[pins]
+	unmapped error         // why root filesystems cannot have mapped ids; nil: they can
+	closing  chan struct{} // closed by Close, with mu held
+	stop     context.CancelFunc
+	workers  sync.WaitGroup
+	trash    *reaper
 }
 
 // layerState is a layer that is whole and durable.
@@ -129,6 +130,9 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	s.stop = stop
 	s.trash = newReaper(s.path(trashDir), s.log)
 	s.workers.Go(func() { s.trash.run(working) })
+	if s.unmapped = s.tryMapped(); s.unmapped != nil {
+		s.log.WithError(s.unmapped).Warn("pods cannot have user namespaces of their own")
+	}
 	s.publish()
 	return s, nil
 }

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"noded.dev/noded/internal/idmap"
 )
 
 // Image is one stored, verified image. Values are shared and never changed.
@@ -62,4 +64,15 @@ type MountRequest struct {
 	ID       string // container id: names the writable layer
 	ImageID  string // Image.ID
 	ReadOnly bool   // no writable layer content will be kept
+
+	// UserNS, if set, is the user namespace that the container lives in. The
+	// root filesystem shows the image's owners as ids inside, and what the
+	// container writes belongs to the node's ids for those.
+	UserNS *UserNS
+}
+
+// UserNS is a pod's user namespace.
+type UserNS struct {
+	Path string // where it is pinned
+	IDs  idmap.Mapping
 }

@@ -22,10 +22,11 @@ import (
 
 // VolumeRequest asks for an image as a read-only volume of a container.
 type VolumeRequest struct {
-	ID      string // container id, whose root filesystem is mounted
-	Index   int    // tells the container's volumes apart
-	ImageID string // Image.ID
-	SubPath string // folder or file of the image to be the volume; "" its root
+	ID      string  // container id, whose root filesystem is mounted
+	Index   int     // tells the container's volumes apart
+	ImageID string  // Image.ID
+	SubPath string  // folder or file of the image to be the volume; "" its root
+	UserNS  *UserNS // as of the container's MountRequest
 }
 
 // volumeRecord is a volume in its container's mountRecord, and lives as long.
@@ -82,6 +83,9 @@ func (s *Store) claimVolume(req VolumeRequest) (*mountRecord, error) {
 	if rec == nil || rec.unknown {
 		return nil, kind.Errorf(kind.Precondition, "container %s has no root filesystem", req.ID)
 	}
+	if !sameIDs(rec.IDs, req.UserNS.ids()) {
+		return nil, kind.Errorf(kind.Internal, "volume of container %s with another map of ids", req.ID)
+	}
 	if v, ok := rec.Volumes[req.Index]; ok {
 		if v.Image != req.ImageID {
 			return nil, kind.Errorf(kind.Exists, "volume %d is image %s", req.Index, v.Image)
@@ -129,7 +133,11 @@ func (s *Store) attachVolume(req VolumeRequest, rec *mountRecord) error {
 	if len(lower) < maxStack {
 		lower = slices.Insert(lower, 0, top)
 	}
-	return overlay.Mount(overlay.Request{Lower: lower, Target: root})
+	mount := overlay.Request{Lower: lower, Target: root}
+	if req.UserNS == nil {
+		return overlay.Mount(mount)
+	}
+	return req.UserNS.mount(mount)
 }
 
 // resolveSubPath finds a folder or file of a mounted image as a process whose

@@ -104,6 +104,12 @@ func (c *container) makeFIFO(name string, flags int) (*os.File, error) {
 	if err := unix.Mkfifo(c.path(name), 0o600); err != nil {
 		return nil, fmt.Errorf("make %s: %w", name, err)
 	}
+	// In a user namespace the runtime cannot give it to the process's user.
+	if uid := c.record.Request.StdioUID; uid != 0 {
+		if err := os.Lchown(c.path(name), int(uid), -1); err != nil {
+			return nil, fmt.Errorf("set owner of %s: %w", name, err)
+		}
+	}
 	return openFile(c.path(name), flags)
 }
 

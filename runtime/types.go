@@ -19,6 +19,7 @@ type CreateRequest struct {
 	Terminal   bool    // one pty instead of three pipes
 	Stdin      bool    // keep a stdin that attach can write to; otherwise /dev/null
 	StdinOnce  bool    // close that stdin when the first attach that used it ends
+	StdioUID   uint32  // the node's id of the process's user, whom the streams belong to in a user namespace
 	CgroupsDir string  // the container's cgroup as in the OCI spec, for execs and kills
 }
 

@@ -159,6 +159,7 @@ func (c *creation) recordFirst(context.Context) error {
 func (c *creation) mountRootfs(ctx context.Context) (err error) {
 	c.rootfs, err = c.m.images.Mount(ctx, imagestore.MountRequest{
 		ID: c.id, ImageID: c.image.ID, ReadOnly: c.config.GetLinux().GetSecurityContext().GetReadonlyRootfs(),
+		UserNS: c.pod.userNS(),
 	})
 	return err
 }
@@ -174,7 +175,7 @@ func (c *creation) mountImages(ctx context.Context) error {
 		}
 		image, err := c.m.images.Lookup(name)
 		if err == nil {
-			c.images[i], err = c.m.images.MountVolume(ctx, imagestore.VolumeRequest{ID: c.id, Index: i, ImageID: image.ID, SubPath: m.ImageSubPath})
+			c.images[i], err = c.m.images.MountVolume(ctx, imagestore.VolumeRequest{ID: c.id, Index: i, ImageID: image.ID, SubPath: m.ImageSubPath, UserNS: c.pod.userNS()})
 		}
 		if err != nil {
 			return fmt.Errorf("mount %s: %w: %w", m.ContainerPath, crierrors.ErrImageVolumeMountFailed, err)
@@ -235,7 +236,11 @@ func (c *creation) makeLogFolder() error {
 // createInRuntime has the OCI runtime make the container. A command that
 // cannot be executed does not fail here: kubelets expect that of StartContainer.
 func (c *creation) createInRuntime(ctx context.Context) error {
-	process, err := c.m.runtime.Create(ctx, c.request())
+	req, err := c.createRequest()
+	if err != nil {
+		return err
+	}
+	process, err := c.m.runtime.Create(ctx, req)
 	var start *runtime.StartError
 	if err != nil && !errors.As(err, &start) {
 		return err

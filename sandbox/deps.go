@@ -33,6 +33,10 @@ type Images interface {
 	// Mounts lists the container ids that have a root filesystem, for recovery.
 	Mounts() []string
 
+	// Mapped returns nil if root filesystems can have mapped ids, as Mount's
+	// UserNS asks for, or why not; at once.
+	Mapped() error
+
 	// WritableUsage measures a container's writable layer.
 	WritableUsage(ctx context.Context, id string) (imagestore.Usage, error)
 }

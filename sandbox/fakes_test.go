@@ -182,6 +182,8 @@ func (f *fakeImages) Mounts() (ids []string) {
 	return ids
 }
 
+func (f *fakeImages) Mapped() error { return nil }
+
 func (f *fakeImages) WritableUsage(context.Context, string) (imagestore.Usage, error) {
 	return imagestore.Usage{Path: f.dir, Bytes: 1, Inodes: 1}, nil
 }

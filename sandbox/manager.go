@@ -55,6 +55,8 @@ type Manager struct {
 	pods       map[string]*Pod
 	containers map[string]*Container
 
+	noUserNS error // why no pod can have a user namespace of its own; nil: some can
+
 	warned  sync.Map // keys of spec.Warning that were logged
 	flights flights  // every operation under way, also those of noded's own
 	events  *feed.Feed[*cri.ContainerEventResponse]
@@ -80,6 +82,7 @@ func Open(ctx context.Context, opts Options, deps Deps) (*Manager, error) {
 		pods: make(map[string]*Pod), containers: make(map[string]*Container), stop: make(chan struct{}),
 		events: newEvents(),
 	}
+	m.noUserNS = userNSProblem(deps.Images, opts.Root)
 	m.flights.panicked = func(stack string) { m.log.WithField("stack", stack).Error("operation panicked") }
 	if err := m.load(); err != nil {
 		return nil, err
@@ -238,15 +241,24 @@ func matchLabels(want, have map[string]string) bool {
 
 // Status is what a node's conditions are made of.
 type Status struct {
-	RuntimeError   error // nil: pods can run
-	NetworkError   error // nil: pods with a network of their own can run
-	Handlers       []runtime.HandlerInfo
+	RuntimeError   error                 // nil: pods can run
+	NetworkError   error                 // nil: pods with a network of their own can run
+	Handlers       []runtime.HandlerInfo // what they can do on this node
 	DefaultHandler string
+}
+
+// UserNamespaces says whether pods can have user namespaces of their own with
+// one handler at least.
+func (s Status) UserNamespaces() bool {
+	return slices.ContainsFunc(s.Handlers, func(h runtime.HandlerInfo) bool { return h.Usable && h.UserNS })
 }
 
 // Status reports what was last seen, at once.
 func (m *Manager) Status() Status {
 	s := Status{NetworkError: m.network.Ready(), Handlers: m.runtime.Handlers()}
+	for i := range s.Handlers {
+		s.Handlers[i].UserNS = s.Handlers[i].UserNS && m.noUserNS == nil
+	}
 	def, err := m.runtime.Handler("")
 	switch {
 	case err != nil:

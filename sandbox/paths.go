@@ -6,7 +6,7 @@ import "path/filepath"
 type podPaths struct {
 	root  string // root/pods/<id>: record.json, and bundle/ of a shared PID namespace's init
 	state string // state/pods/<id>: hosts, hostname, resolv.conf, shm
-	ns    string // state/ns/<id>: pinned net, ipc, uts
+	ns    string // state/ns/<id>: pinned net, ipc, uts, user
 }
 
 func (m *Manager) podPaths(id string) podPaths {

@@ -74,6 +74,9 @@ func (m *Manager) RunPod(ctx context.Context, config *cri.PodSandboxConfig, hand
 	if err != nil {
 		return "", err
 	}
+	if err := m.checkUserNS(config, handler); err != nil {
+		return "", err
+	}
 	if sharedNetwork(config) {
 		if err := m.network.Ready(); err != nil {
 			return "", kind.Errorf(kind.Unavailable, "network is not ready: %w", err)

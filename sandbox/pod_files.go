@@ -26,10 +26,22 @@ func (p *Pod) writeFiles(context.Context) error {
 		return err
 	}
 	return errors.Join(
-		os.WriteFile(p.paths.hosts(), hosts, 0o644),
-		os.WriteFile(p.paths.hostname(), []byte(name+"\n"), 0o644),
-		os.WriteFile(p.paths.resolvConf(), resolv, 0o644),
+		p.writeFile(p.paths.hosts(), hosts),
+		p.writeFile(p.paths.hostname(), []byte(name+"\n")),
+		p.writeFile(p.paths.resolvConf(), resolv),
 	)
+}
+
+// writeFile writes a file that the pod's root may change.
+func (p *Pod) writeFile(path string, content []byte) error {
+	if err := os.WriteFile(path, content, 0o644); err != nil || p.userNS() == nil {
+		return err
+	}
+	uid, gid, err := p.podRoot()
+	if err != nil {
+		return err
+	}
+	return os.Chown(path, uid, gid)
 }
 
 // hostsFile is the node's own for a host-network pod, else loopback and the
@@ -83,7 +95,11 @@ func (p *Pod) mountShm(context.Context) error {
 	if err := os.MkdirAll(p.paths.shm(), 0o700); err != nil {
 		return err
 	}
-	options := fmt.Sprintf("mode=1777,size=%d", p.m.opts.ShmSize)
+	uid, gid, err := p.podRoot()
+	if err != nil {
+		return err
+	}
+	options := fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", p.m.opts.ShmSize, uid, gid)
 	if err := unix.Mount("shm", p.paths.shm(), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options); err != nil {
 		return fmt.Errorf("mount tmpfs of %d bytes: %w", p.m.opts.ShmSize, err)
 	}

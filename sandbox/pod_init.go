@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os"
 	"path/filepath"
 
 	"noded.dev/noded/internal/atomicfile"
@@ -69,8 +68,8 @@ func (p *Pod) startInit(ctx context.Context, at func(string)) error {
 }
 
 func (p *Pod) writeInitBundle(context.Context) error {
-	rootfs := filepath.Join(p.paths.bundle(), "rootfs")
-	if err := os.MkdirAll(rootfs, 0o755); err != nil {
+	rootfs, err := p.makeInitRoot()
+	if err != nil {
 		return err
 	}
 	cgroupPath, err := p.initCgroup()

@@ -11,6 +11,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"noded.dev/noded/cni"
+	"noded.dev/noded/internal/idmap"
 	"noded.dev/noded/internal/kind"
 	"noded.dev/noded/internal/namespace"
 	"noded.dev/noded/internal/steps"
@@ -101,11 +102,17 @@ func (p *Pod) makeNamespaces(ctx context.Context) error {
 	req := namespace.Request{
 		Dir: p.paths.ns, Net: sharedNetwork(p.config), IPC: sharedIPC(p.config),
 		UTS: !hostNetwork(p.config), Sysctls: p.config.GetLinux().GetSysctls(),
+		IDs: spec.UserNamespace(p.config),
 	}
 	if req.UTS {
 		req.Hostname = p.hostname()
 	}
-	if !req.Net && !req.IPC && !req.UTS {
+	if req.IDs != nil {
+		if err := idmap.Pass(p.m.opts.Root); err != nil {
+			return err
+		}
+	}
+	if !req.Net && !req.IPC && !req.UTS && req.IDs == nil {
 		return nil
 	}
 	return namespace.Create(ctx, req)

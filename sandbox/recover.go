@@ -220,6 +220,9 @@ func (p *Pod) intact(held map[string]runtime.State) error {
 	if sharedIPC(p.config) && !namespace.Pinned(namespace.Path(p.paths.ns, "ipc")) {
 		return errors.New("its IPC namespace is gone")
 	}
+	if users := p.userNS(); users != nil && !namespace.Pinned(users.Path) {
+		return errors.New("its user namespace is gone")
+	}
 	if rec.Init.Pid != 0 {
 		if s, ok := held[p.id]; !ok || s.Exit != nil {
 			return errors.New("the init of its PID namespace has ended")

@@ -33,8 +33,12 @@ func (c *creation) specInput(ctx context.Context) (spec.Input, error) {
 	}
 	if info, err := c.m.runtime.Handler(c.record().Handler.Name); err == nil {
 		in.Facts.RuntimeSpecMax, in.Facts.RRO, in.Facts.MountFlags = info.SpecMax, info.RRO, info.MountFlags
+		in.Facts.IDMap = info.UserNS
 	}
 	if in.MountSources, err = c.mountSources(ctx); err != nil {
+		return in, err
+	}
+	if in.MapTopOnly, err = c.mapTopOnly(ctx, in.MountSources); err != nil {
 		return in, err
 	}
 	if c.config.GetLinux().GetSecurityContext().GetPrivileged() {
@@ -90,6 +94,9 @@ func (p *Pod) joined() spec.Paths {
 	}
 	if !hostNetwork(p.config) {
 		paths.UTSNS = namespace.Path(p.paths.ns, "uts")
+	}
+	if users := p.userNS(); users != nil {
+		paths.UserNS = users.Path
 	}
 	return paths
 }

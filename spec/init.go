@@ -40,7 +40,7 @@ func Init(in Input) (*rspec.Spec, error) {
 			},
 		},
 	}
-	in.User = User{UID: initUser, GID: initUser, AdditionalGIDs: []uint32{initUser}}
+	in.User = initIdentity(&in)
 	in.Paths.PIDNS, in.Paths.HostPID = "", false
 	in.Annotations, in.PidsLimit, in.MountSources, in.Devices = nil, initPids, nil, nil
 	return build(&in, []rule{

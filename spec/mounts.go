@@ -56,10 +56,9 @@ func baseMounts(in *Input) []rspec.Mount {
 	return []rspec.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
-		{Destination: "/dev/pts", Type: "devpts", Source: "devpts",
-			Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
+		ptsMount(in),
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
-		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", access}},
+		sysMount(in, access),
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", access}},
 		shmMount(in.Paths.Shm),
 	}
@@ -117,6 +116,9 @@ func requestedMounts(in *Input) ([]rspec.Mount, error) {
 			Source:      in.MountSources[i],
 			Options:     mountOptions(m),
 		})
+		if err := mapMount(in, i, &mounts[len(mounts)-1]); err != nil {
+			return nil, err
+		}
 	}
 	return mounts, nil
 }

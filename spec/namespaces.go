@@ -27,10 +27,11 @@ func applyNamespaces(in *Input, s *rspec.Spec) error {
 		ns = append(ns, rspec.LinuxNamespace{Type: rspec.PIDNamespace, Path: p.PIDNS})
 	}
 	// On v2 it hides the node's cgroup paths. On v1 runtimes bind the
-	// container's own cgroups instead; privileged containers manage the node's.
-	if in.Facts.CgroupV2 && !in.privileged() {
+	// container's own cgroups instead; privileged containers manage the node's,
+	// which those in a user namespace have no rights to.
+	if in.Facts.CgroupV2 && (!in.privileged() || p.UserNS != "") {
 		ns = append(ns, rspec.LinuxNamespace{Type: rspec.CgroupNamespace})
 	}
 	s.Linux.Namespaces = ns
-	return nil
+	return joinUsers(in, s)
 }

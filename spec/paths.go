@@ -22,9 +22,13 @@ var defaultReadonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc
 
 // applyPaths hides and protects parts of /proc and /sys. An absent list means
 // the defaults: on the wire it cannot be told from an empty one, with which
-// the kubelet unmasks only pods that have a user namespace of their own.
+// the kubelet unmasks only pods that have a user namespace of their own. In
+// those it means what it says, as kubelets always send a list there else.
 func applyPaths(in *Input, s *rspec.Spec) error {
 	if in.privileged() {
+		return nil
+	}
+	if in.Paths.UserNS != "" && len(in.security().GetMaskedPaths())+len(in.security().GetReadonlyPaths()) == 0 {
 		return nil
 	}
 	s.Linux.MaskedPaths = pathsOr(in.security().GetMaskedPaths(), defaultMaskedPaths)

@@ -23,6 +23,7 @@ func containerRules() []rule {
 	return []rule{
 		{"process", applyProcess},
 		{"user", applyUser},
+		{"user namespace", checkIDs},
 		{"environment", applyEnv},
 		{"argument size", checkArgumentSize},
 		{"rlimits", applyRlimits},
@@ -32,6 +33,7 @@ func containerRules() []rule {
 		{"mounts", applyMounts},
 		{"image volumes", checkVolumes},
 		{"devices", applyDevices},
+		{"bound devices", bindDevices},
 		{"resources", applyResources},
 		{"cgroup", applyCgroup},
 		{"capabilities", applyCapabilities},

@@ -28,6 +28,7 @@ type Facts struct {
 	Hostname        string // the node's, for pods in its network namespace
 	AppArmorDefault string // profile loaded on the node for RuntimeDefault; "" none
 	RRO             bool   // kernel and handler can make mounts recursively read-only
+	IDMap           bool   // handler can map the owners of files in mounts
 
 	MountFlags map[string]bool // mount options that the handler knows; empty: it does not tell
 }
@@ -50,6 +51,7 @@ type Paths struct {
 	NetNS      string // "" the host's
 	IPCNS      string // "" the host's
 	UTSNS      string // "" the host's
+	UserNS     string // "" the host's; owns the others
 	PIDNS      string // join this; "" with HostPID false: a new one
 	HostPID    bool
 	OwnNet     bool   // a new network namespace, with a loopback only
@@ -75,8 +77,11 @@ type Input struct {
 	// Mounts are Container.Mounts after their sources were resolved by the
 	// caller: same order; Source is the path to bind.
 	MountSources []string
-	Annotations  map[string]string // allow-listed ones (see AllowAnnotations), passed to the runtime
-	Facts        Facts
+	// MapTopOnly says, in their order, which mapped mounts have others below
+	// that cannot be mapped.
+	MapTopOnly  []bool
+	Annotations map[string]string // allow-listed ones (see AllowAnnotations), passed to the runtime
+	Facts       Facts
 
 	// Defaults that this node's configuration gives to every container.
 	Rlimits   []rspec.POSIXRlimit // lowered to Facts.Rlimits; empty: what the shim has

@@ -30,7 +30,7 @@ func ValidateContainer(pod *cri.PodSandboxConfig, c *cri.ContainerConfig) error 
 	if c.GetLinux().GetSecurityContext().GetPrivileged() && !pod.GetLinux().GetSecurityContext().GetPrivileged() {
 		return kind.Errorf(kind.Invalid, "privileged container in a pod that is not")
 	}
-	return nil
+	return validateInPod(pod, c)
 }
 
 func validateContainerNames(c *cri.ContainerConfig) error {

@@ -120,7 +120,7 @@ func validateMountMode(m *cri.Mount, privileged bool) error {
 		}
 	}
 	if len(m.GetUidMappings())+len(m.GetGidMappings()) > 0 {
-		return kind.Errorf(kind.Unimplemented, "id-mapped mounts are not supported")
+		return validateMappings("map of ids", m.GetUidMappings(), m.GetGidMappings())
 	}
 	return nil
 }

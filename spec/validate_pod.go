@@ -22,7 +22,7 @@ func ValidatePod(p *cri.PodSandboxConfig) error {
 		validatePodNames, validateDNS, validatePorts, validateLogDirectory, validatePodSecurity,
 		func(p *cri.PodSandboxConfig) error { return validateNamespaces(podNamespaces(p), false) },
 		func(p *cri.PodSandboxConfig) error { return validateCgroupParent(p.GetLinux().GetCgroupParent()) },
-		validateSysctls,
+		validateSysctls, validateOwned,
 	} {
 		if err := check(p); err != nil {
 			return err
@@ -251,33 +251,4 @@ func validateNamespaces(o *cri.NamespaceOption, container bool) error {
 		return kind.Errorf(kind.Invalid, "pid namespace mode %s", mode)
 	}
 	return validateUserNamespace(o.GetUsernsOptions())
-}
-
-// validateUserNamespace refuses malformed mappings before it says that user
-// namespaces are not there yet.
-func validateUserNamespace(u *cri.UserNamespace) error {
-	if u == nil {
-		return nil
-	}
-	mappings := len(u.GetUids()) + len(u.GetGids())
-	switch u.GetMode() {
-	case cri.NamespaceMode_NODE:
-		if mappings > 0 {
-			return kind.Errorf(kind.Invalid, "user namespace mode NODE with id mappings")
-		}
-		return nil
-	case cri.NamespaceMode_POD:
-	default:
-		return kind.Errorf(kind.Invalid, "user namespace mode %s: the CRI has POD and NODE", u.GetMode())
-	}
-	if len(u.GetUids()) != 1 || len(u.GetGids()) != 1 {
-		return kind.Errorf(kind.Invalid, "user namespace with %d user and %d group mappings, one of each is needed", len(u.GetUids()), len(u.GetGids()))
-	}
-	for what, m := range map[string]*cri.IDMapping{"user": u.GetUids()[0], "group": u.GetGids()[0]} {
-		const ids = 1 << 32
-		if n := uint64(m.GetLength()); n == 0 || uint64(m.GetHostId())+n > ids || uint64(m.GetContainerId())+n > ids {
-			return kind.Errorf(kind.Invalid, "user namespace: %s mapping of %d ids from %d to %d", what, n, m.GetContainerId(), m.GetHostId())
-		}
-	}
-	return kind.Errorf(kind.Unimplemented, "user namespaces are not supported")
 }

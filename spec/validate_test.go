@@ -82,11 +82,6 @@ func TestValidatePod(t *testing.T) {
 		}
 	}
 	in := testInput()
-	in.Pod.Linux.SecurityContext.NamespaceOptions = &cri.NamespaceOption{UsernsOptions: userNamespace(cri.NamespaceMode_POD, 65536)}
-	if err := ValidatePod(in.Pod); !kind.Is(err, kind.Unimplemented) {
-		t.Errorf("user namespace: %v, want kind Unimplemented", err)
-	}
-	in = testInput()
 	in.Pod.PortMappings = make([]*cri.PortMapping, maxPorts+1)
 	if err := ValidatePod(in.Pod); !kind.Is(err, kind.Exhausted) {
 		t.Errorf("many ports: %v, want kind Exhausted", err)
@@ -309,40 +304,42 @@ func TestValidateMounts(t *testing.T) {
 		mounts []*cri.Mount
 		want   kind.Kind
 	}{
-		"empty":              {[]*cri.Mount{at("")}, kind.Invalid},
-		"relative":           {[]*cri.Mount{at("a")}, kind.Invalid},
-		"relative dots":      {[]*cri.Mount{at("a/../..")}, kind.Invalid},
-		"root":               {[]*cri.Mount{at("/")}, kind.Invalid},
-		"root in disguise":   {[]*cri.Mount{at("/dev/..")}, kind.Invalid},
-		"V59 proc":           {[]*cri.Mount{at("/proc")}, kind.Invalid},
-		"V59 proc unclean":   {[]*cri.Mount{at("//x/../proc/")}, kind.Invalid},
-		"V59 proc self":      {[]*cri.Mount{at("/proc/self")}, kind.Invalid},
-		"below a device":     {[]*cri.Mount{at("/dev/null/x")}, kind.Invalid},
-		"NUL":                {[]*cri.Mount{at("/a\x00b")}, kind.Invalid},
-		"newline":            {[]*cri.Mount{at("/a\nb")}, kind.Invalid},
-		"long part":          {[]*cri.Mount{at("/" + strings.Repeat("a", 256))}, kind.Invalid},
-		"duplicate":          {[]*cri.Mount{at("/a"), at("/b/../a/")}, kind.Invalid},
-		"V58 source 70000":   {[]*cri.Mount{from("/" + strings.Repeat("a/", 35000))}, kind.Invalid},
-		"source relative":    {[]*cri.Mount{from("a")}, kind.Invalid},
-		"source empty":       {[]*cri.Mount{from("")}, kind.Invalid},
-		"propagation":        {[]*cri.Mount{{ContainerPath: "/c", HostPath: "/h", Propagation: 7}}, kind.Invalid},
-		"bidirectional":      {[]*cri.Mount{{ContainerPath: "/c", HostPath: "/h", Propagation: 2}}, kind.Invalid},
-		"rro writable":       {[]*cri.Mount{{ContainerPath: "/c", HostPath: "/h", RecursiveReadOnly: true}}, kind.Invalid},
-		"rro shared":         {[]*cri.Mount{{ContainerPath: "/c", HostPath: "/h", Readonly: true, RecursiveReadOnly: true, Propagation: 1}}, kind.Invalid},
-		"option":             {[]*cri.Mount{{ContainerPath: "/c", HostPath: "/h", MountOptions: []string{"suid"}}}, kind.Invalid},
-		"image and host":     {[]*cri.Mount{{ContainerPath: "/c", HostPath: "/h", Image: &cri.ImageSpec{Image: "x"}}}, kind.Invalid},
-		"sub path alone":     {[]*cri.Mount{{ContainerPath: "/c", HostPath: "/h", ImageSubPath: "a"}}, kind.Invalid},
-		"sub path dots":      {[]*cri.Mount{{ContainerPath: "/c", Image: &cri.ImageSpec{Image: "x"}, ImageSubPath: "a/../../b"}}, kind.Invalid},
-		"id-mapped":          {[]*cri.Mount{{ContainerPath: "/c", HostPath: "/h", UidMappings: []*cri.IDMapping{{}}}}, kind.Unimplemented},
-		"B30 ten thousand":   {make([]*cri.Mount, 10000), kind.Exhausted},
-		"fine: whole host":   {[]*cri.Mount{from("/")}, -1},
-		"fine: sys":          {[]*cri.Mount{at("/sys")}, -1},
-		"fine: cgroup":       {[]*cri.Mount{at("/sys/fs/cgroup")}, -1},
-		"fine: lxcfs":        {[]*cri.Mount{at("/proc/meminfo")}, -1},
-		"fine: image":        {[]*cri.Mount{{ContainerPath: "/c", Image: &cri.ImageSpec{Image: "x"}, ImageSubPath: "a/b"}}, -1},
-		"fine: slave":        {[]*cri.Mount{{ContainerPath: "/c", HostPath: "/h", Propagation: 1}}, -1},
-		"fine: over a file":  {[]*cri.Mount{at("/dev/termination-log"), at("/etc/hosts"), at("/dev/shm"), at("/dev/null")}, -1},
-		"fine: with options": {[]*cri.Mount{{ContainerPath: "/c", HostPath: "/h", MountOptions: []string{"noexec", "nosuid", "nodev"}}}, -1},
+		"empty":                {[]*cri.Mount{at("")}, kind.Invalid},
+		"relative":             {[]*cri.Mount{at("a")}, kind.Invalid},
+		"relative dots":        {[]*cri.Mount{at("a/../..")}, kind.Invalid},
+		"root":                 {[]*cri.Mount{at("/")}, kind.Invalid},
+		"root in disguise":     {[]*cri.Mount{at("/dev/..")}, kind.Invalid},
+		"V59 proc":             {[]*cri.Mount{at("/proc")}, kind.Invalid},
+		"V59 proc unclean":     {[]*cri.Mount{at("//x/../proc/")}, kind.Invalid},
+		"V59 proc self":        {[]*cri.Mount{at("/proc/self")}, kind.Invalid},
+		"below a device":       {[]*cri.Mount{at("/dev/null/x")}, kind.Invalid},
+		"NUL":                  {[]*cri.Mount{at("/a\x00b")}, kind.Invalid},
+		"newline":              {[]*cri.Mount{at("/a\nb")}, kind.Invalid},
+		"long part":            {[]*cri.Mount{at("/" + strings.Repeat("a", 256))}, kind.Invalid},
+		"duplicate":            {[]*cri.Mount{at("/a"), at("/b/../a/")}, kind.Invalid},
+		"V58 source 70000":     {[]*cri.Mount{from("/" + strings.Repeat("a/", 35000))}, kind.Invalid},
+		"source relative":      {[]*cri.Mount{from("a")}, kind.Invalid},
+		"source empty":         {[]*cri.Mount{from("")}, kind.Invalid},
+		"propagation":          {[]*cri.Mount{{ContainerPath: "/c", HostPath: "/h", Propagation: 7}}, kind.Invalid},
+		"bidirectional":        {[]*cri.Mount{{ContainerPath: "/c", HostPath: "/h", Propagation: 2}}, kind.Invalid},
+		"rro writable":         {[]*cri.Mount{{ContainerPath: "/c", HostPath: "/h", RecursiveReadOnly: true}}, kind.Invalid},
+		"rro shared":           {[]*cri.Mount{{ContainerPath: "/c", HostPath: "/h", Readonly: true, RecursiveReadOnly: true, Propagation: 1}}, kind.Invalid},
+		"option":               {[]*cri.Mount{{ContainerPath: "/c", HostPath: "/h", MountOptions: []string{"suid"}}}, kind.Invalid},
+		"image and host":       {[]*cri.Mount{{ContainerPath: "/c", HostPath: "/h", Image: &cri.ImageSpec{Image: "x"}}}, kind.Invalid},
+		"sub path alone":       {[]*cri.Mount{{ContainerPath: "/c", HostPath: "/h", ImageSubPath: "a"}}, kind.Invalid},
+		"sub path dots":        {[]*cri.Mount{{ContainerPath: "/c", Image: &cri.ImageSpec{Image: "x"}, ImageSubPath: "a/../../b"}}, kind.Invalid},
+		"id map of users only": {[]*cri.Mount{{ContainerPath: "/c", HostPath: "/h", UidMappings: []*cri.IDMapping{{HostId: 1, Length: 1}}}}, kind.Invalid},
+		"id map of nobody":     {[]*cri.Mount{{ContainerPath: "/c", HostPath: "/h", UidMappings: []*cri.IDMapping{{}}, GidMappings: []*cri.IDMapping{{}}}}, kind.Invalid},
+		"id map overflows":     {[]*cri.Mount{{ContainerPath: "/c", HostPath: "/h", UidMappings: []*cri.IDMapping{{HostId: 1, Length: math.MaxUint32}}, GidMappings: []*cri.IDMapping{{HostId: 1, Length: 1}}}}, kind.Invalid},
+		"B30 ten thousand":     {make([]*cri.Mount, 10000), kind.Exhausted},
+		"fine: whole host":     {[]*cri.Mount{from("/")}, -1},
+		"fine: sys":            {[]*cri.Mount{at("/sys")}, -1},
+		"fine: cgroup":         {[]*cri.Mount{at("/sys/fs/cgroup")}, -1},
+		"fine: lxcfs":          {[]*cri.Mount{at("/proc/meminfo")}, -1},
+		"fine: image":          {[]*cri.Mount{{ContainerPath: "/c", Image: &cri.ImageSpec{Image: "x"}, ImageSubPath: "a/b"}}, -1},
+		"fine: slave":          {[]*cri.Mount{{ContainerPath: "/c", HostPath: "/h", Propagation: 1}}, -1},
+		"fine: over a file":    {[]*cri.Mount{at("/dev/termination-log"), at("/etc/hosts"), at("/dev/shm"), at("/dev/null")}, -1},
+		"fine: with options":   {[]*cri.Mount{{ContainerPath: "/c", HostPath: "/h", MountOptions: []string{"noexec", "nosuid", "nodev"}}}, -1},
 	} {
 		in := testInput()
 		in.Container.Mounts = c.mounts

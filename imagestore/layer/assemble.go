@@ -3,6 +3,7 @@ package layer
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"slices"
@@ -10,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"noded.dev/noded/internal/idmap"
 	"noded.dev/noded/internal/kind"
 )
 
@@ -28,6 +30,29 @@ type Folder struct {
 	Sec    int64             `json:"sec"`  // modification time
 	Nsec   int64             `json:"nsec"`
 	Xattrs map[string][]byte `json:"xattrs,omitempty"`
+}
+
+// Mapped is the folder with the owner that it has on the node for a user
+// namespace in which it shall have the image's. Kind Invalid for an owner whom
+// the map does not have.
+func (f Folder) Mapped(ids idmap.Mapping) (Folder, error) {
+	uid, err := ids.User(uint32(f.UID))
+	if err != nil {
+		return f, fmt.Errorf("owner of folder: %w", err)
+	}
+	gid, err := ids.Group(uint32(f.GID))
+	if err != nil {
+		return f, fmt.Errorf("owner of folder: %w", err)
+	}
+	f.UID, f.GID, f.Xattrs = int(uid), int(gid), maps.Clone(f.Xattrs)
+	for name, value := range f.Xattrs {
+		if strings.HasPrefix(name, "system.posix_acl_") {
+			if f.Xattrs[name], err = ids.ACL(value); err != nil {
+				return f, err
+			}
+		}
+	}
+	return f, nil
 }
 
 // Corrections finds the folders of an image that overlayfs would show with

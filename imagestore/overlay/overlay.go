@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"noded.dev/noded/internal/idmap"
 )
 
 // Request is one mount.
@@ -19,6 +21,10 @@ type Request struct {
 	Upper  string   // "": the mount is read-only, for data alone: no programs, devices, set-id bits
 	Work   string   // on Upper's file system, empty
 	Target string   // an existing folder
+
+	// UserNS, if set, is the user namespace through whose map the owners of
+	// files in Lower are shown. Upper has the owners as they are.
+	UserNS *os.File
 }
 
 // option is a mount option; optional ones are left out where the kernel does
@@ -42,9 +48,17 @@ func options() []option {
 	}
 }
 
-// Mount mounts r. Paths are handed to the kernel as /proc/self/fd/N, where
-// they are long or hold characters that option parsers give a meaning.
+// Mount mounts r. Kind Precondition where the owners of files cannot be mapped.
 func Mount(r Request) error {
+	if r.UserNS != nil {
+		return mountMapped(r)
+	}
+	return mount(r)
+}
+
+// mount hands paths to the kernel as /proc/self/fd/N, where they are long or
+// hold characters that option parsers give a meaning.
+func mount(r Request) error {
 	o := opener{}
 	defer o.close()
 	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
@@ -59,8 +73,12 @@ func Mount(r Request) error {
 		}
 		return unix.FsconfigSetString(fd, key, p)
 	}
-	for i, l := range r.Lower {
-		err := set("lowerdir+", l)
+	for i := range r.Lower {
+		p, err := o.layer(r, i)
+		if err != nil {
+			return fmt.Errorf("add layer %d of %d: %w", i+1, len(r.Lower), err)
+		}
+		err = unix.FsconfigSetString(fd, "lowerdir+", p)
 		if i == 0 && errors.Is(err, unix.EINVAL) {
 			return mountClassic(r) // before Linux 6.8
 		}
@@ -143,6 +161,27 @@ func (r Request) long() bool {
 	return n > maxShown
 }
 
+// layer is path for a lower folder, which may have to be mapped.
+func (o *opener) layer(r Request, i int) (string, error) {
+	if r.UserNS == nil {
+		return o.path(r.Lower[i], r.long())
+	}
+	return o.mapped(r.Lower[i], r.UserNS)
+}
+
+func (o *opener) mapped(p string, userNS *os.File) (string, error) {
+	tree, err := idmap.Clone(p, userNS, false)
+	if err != nil {
+		return "", err
+	}
+	defer tree.Close()
+	fd, err := unix.FcntlInt(tree.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return "", fmt.Errorf("open %s: %w", p, err)
+	}
+	return o.keep(fd), nil
+}
+
 // path returns p itself if it is short and plain (readable in mountinfo).
 func (o *opener) path(p string, long bool) (string, error) {
 	if !long && len(p) < 250 && !strings.ContainsAny(p, `\:,"`) {
@@ -156,8 +195,12 @@ func (o *opener) proc(p string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("open %s: %w", p, err)
 	}
+	return o.keep(fd), nil
+}
+
+func (o *opener) keep(fd int) string {
 	*o = append(*o, fd)
-	return "/proc/self/fd/" + strconv.Itoa(fd), nil
+	return "/proc/self/fd/" + strconv.Itoa(fd)
 }
 
 // mountClassic is mount(2), whose options share one page: some 200 layers.
@@ -166,11 +209,15 @@ func mountClassic(r Request) error {
 	defer o.close()
 	lower := make([]string, len(r.Lower))
 	for i, l := range r.Lower {
-		p, err := o.proc(l)
+		var err error
+		if r.UserNS != nil {
+			lower[i], err = o.mapped(l, r.UserNS)
+		} else {
+			lower[i], err = o.proc(l)
+		}
 		if err != nil {
 			return err
 		}
-		lower[i] = p
 	}
 	data, flags := "lowerdir="+strings.Join(lower, ":"), uintptr(unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC)
 	if r.Upper != "" {

@@ -20,7 +20,7 @@ import (
 // is all that keeps it. Kinds as those of Create.
 func NewUser(ids idmap.Mapping) (*os.File, error) {
 	var ns *os.File
-	err := hold(ids, unix.CLONE_NEWUSER, func(pid int) (err error) {
+	err := hold(ids, 0, func(pid int) (err error) {
 		ns, err = os.Open(nsPath(strconv.Itoa(pid), User))
 		return err
 	})
@@ -32,9 +32,10 @@ func NewUser(ids idmap.Mapping) (*os.File, error) {
 
 func nsPath(pid, name string) string { return "/proc/" + pid + "/ns/" + name }
 
-// hold runs use while a process lives in a new user namespace and in the other
-// new namespaces of flags, which that one owns: a process with several threads,
-// as this is, cannot make one for itself. The process is this program, traced:
+// hold runs use while a process lives in a new user namespace and in the new
+// ones of flags, which that one owns: a process with several threads, as this
+// is, cannot make one for itself. The others come when the map is there, or the
+// files of a new network's loopback would belong to the node's root. The process is this program, traced:
 // it stops before its first instruction and never gets any further.
 func hold(ids idmap.Mapping, flags uintptr, use func(pid int) error) error {
 	// Tracing, and Pdeathsig, are the thread's.
@@ -43,7 +44,7 @@ func hold(ids idmap.Mapping, flags uintptr, use func(pid int) error) error {
 	cmd := &exec.Cmd{
 		Path: "/proc/self/exe", Args: []string{"noded"}, Env: []string{}, Dir: "/",
 		SysProcAttr: &syscall.SysProcAttr{
-			Cloneflags:  flags,
+			Cloneflags: unix.CLONE_NEWUSER, Unshareflags: flags,
 			UidMappings: sys(ids.Users), GidMappings: sys(ids.Groups), GidMappingsEnableSetgroups: true,
 			Ptrace: true, Pdeathsig: unix.SIGKILL,
 		},
@@ -63,7 +64,7 @@ func hold(ids idmap.Mapping, flags uintptr, use func(pid int) error) error {
 // all or none: one that is left of an attempt before belongs to a user
 // namespace that may be gone.
 func (r Request) makeOwned() error {
-	flags, names := uintptr(unix.CLONE_NEWUSER), []string{User}
+	flags, names := uintptr(0), []string{User}
 	for _, f := range r.flavours() {
 		flags |= uintptr(f.flag)
 		names = append(names, f.name)

@@ -55,8 +55,6 @@ func checkLinux(l *rspec.Linux) error {
 		return unsupported("a resource director class")
 	case l.MemoryPolicy != nil:
 		return unsupported("a memory policy")
-	case len(l.UIDMappings) > 0 || len(l.GIDMappings) > 0:
-		return unsupported("a user namespace")
 	}
 	return nil
 }
@@ -78,28 +76,53 @@ func checkLabels(p *rspec.Process) error {
 	return nil
 }
 
-// checkNamespaces looks for those that a process with several threads cannot
-// enter (user and time, see setns(2)), and that the container still runs.
+// checkNamespaces looks for one that cannot be entered here (a time namespace),
+// for a user namespace that is not the container's as it was made, and that the
+// container still runs.
 func checkNamespaces(r Request) error {
-	for _, ns := range []string{"user", "time"} {
-		own, err := os.Stat("/proc/self/ns/" + ns)
-		if os.IsNotExist(err) && ns == "time" {
-			continue // Linux before 5.6
-		}
-		if err != nil {
-			return fmt.Errorf("compare namespaces: %w", err)
-		}
-		its, err := os.Stat(fmt.Sprintf("/proc/%d/ns/%s", r.InitPid, ns))
-		if err != nil {
-			return alive(r, fmt.Errorf("compare namespaces: %w", err))
-		}
-		if !os.SameFile(own, its) {
-			return unsupported("a %s namespace", ns)
+	if path, ok := userNamespace(r.Linux); !ok {
+		return unsupported("a user namespace without a path")
+	} else if err := sameNamespace(r, "user", path); err != nil {
+		return err
+	}
+	if _, err := os.Stat("/proc/self/ns/time"); !os.IsNotExist(err) { // not before Linux 5.6
+		if err := sameNamespace(r, "time", "/proc/self/ns/time"); err != nil {
+			return err
 		}
 	}
 	// Only now is it sure that the files above were those of the container.
 	if ended(r.InitPidfd, 0) {
 		return kind.Errorf(kind.Precondition, "container is not running")
+	}
+	return nil
+}
+
+// userNamespace is the path of the container's user namespace, by default this
+// process's; false if the spec has it made by the runtime.
+func userNamespace(l *rspec.Linux) (path string, ok bool) {
+	if l != nil {
+		for _, ns := range l.Namespaces {
+			if ns.Type == rspec.UserNamespace {
+				return ns.Path, ns.Path != ""
+			}
+		}
+	}
+	return "/proc/self/ns/user", true
+}
+
+// sameNamespace fails if the container's first process is in another namespace
+// than the one at path.
+func sameNamespace(r Request, kind, path string) error {
+	want, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("compare namespaces: %w", err)
+	}
+	its, err := os.Stat(fmt.Sprintf("/proc/%d/ns/%s", r.InitPid, kind))
+	if err != nil {
+		return alive(r, fmt.Errorf("compare namespaces: %w", err))
+	}
+	if !os.SameFile(want, its) {
+		return unsupported("another %s namespace", kind)
 	}
 	return nil
 }

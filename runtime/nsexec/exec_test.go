@@ -113,16 +113,18 @@ func isKind(k kind.Kind) func(error) bool { return func(err error) bool { return
 
 func isUnsupported(err error) bool { return errors.Is(err, ErrUnsupported) }
 
-func TestUserNamespaceIsTheRuntimes(t *testing.T) {
+func TestUserNamespaceMadeByRuntime(t *testing.T) {
 	c := start(t, func(s *rspec.Spec) {
 		s.Linux.Namespaces = append(s.Linux.Namespaces, rspec.LinuxNamespace{Type: rspec.UserNamespace})
 		s.Linux.UIDMappings = []rspec.LinuxIDMapping{{ContainerID: 0, HostID: 0, Size: 65536}}
 		s.Linux.GIDMappings = s.Linux.UIDMappings
 	})
 	r := c.request(c.process("true"))
-	r.Linux = nil // it must be seen by the namespace itself
-	if _, err := Start(r); !isUnsupported(err) {
-		t.Errorf("%v, want ErrUnsupported", err)
+	for _, l := range []*rspec.Linux{r.Linux, nil} { // it must be seen by the namespace itself
+		r.Linux = l
+		if _, err := Start(r); !isUnsupported(err) {
+			t.Errorf("%v, want ErrUnsupported", err)
+		}
 	}
 }
 

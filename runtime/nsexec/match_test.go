@@ -76,6 +76,13 @@ func TestMatchesRuntime(t *testing.T) {
 		{"first process of a user", func(s *rspec.Spec) {
 			s.Process.User.UID, s.Process.User.GID, s.Process.Rlimits = 1000, 1000, nil
 		}},
+		{"user namespace", users(t)},
+		{"privileged in a user namespace", func(s *rspec.Spec) { privileged(s); users(t)(s) }},
+		{"user namespace, seccomp, user", func(s *rspec.Spec) {
+			s.Process.User.UID, s.Process.User.GID = 1000, 1000
+			users(t)(s)
+			defaultSeccomp(t)(s)
+		}},
 		{"host network and pid", func(s *rspec.Spec) {
 			s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(n rspec.LinuxNamespace) bool {
 				return n.Type == rspec.PIDNamespace || n.Type == rspec.NetworkNamespace

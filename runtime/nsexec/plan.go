@@ -26,13 +26,14 @@ type plan struct {
 
 	terminal bool
 	size     *unix.Winsize
-	uid      uint32
-	stdioAt  int // index of the calls that set the standard streams
+	uid      uint32 // as this process sees it
+	users    int    // the user namespace to enter; -1 none
+	stdioAt  int    // index of the calls that set the standard streams
 }
 
 // newPlan opens and compiles all that the child needs.
 func newPlan(r Request) (_ *plan, err error) {
-	p := &plan{script: newScript(), initPidfd: r.InitPidfd, terminal: r.Terminal, uid: r.Process.User.UID}
+	p := &plan{script: newScript(), initPidfd: r.InitPidfd, terminal: r.Terminal, users: -1}
 	defer func() {
 		if err != nil {
 			p.close()
@@ -43,6 +44,9 @@ func newPlan(r Request) (_ *plan, err error) {
 	}
 	if err := p.openReport(); err != nil {
 		return nil, fmt.Errorf("make report pipe: %w", err)
+	}
+	if err := p.openUsers(r); err != nil {
+		return nil, err
 	}
 	if p.hostProc, err = p.files.open("/proc", unix.O_PATH|unix.O_DIRECTORY); err != nil {
 		return nil, err
@@ -175,12 +179,9 @@ func (p *plan) host(r Request) error {
 		return err
 	}
 	p.labels(r.Process)
-	s.step("join session keyring")
-	keyring := uintptr(0) // a new one without a name
-	if r.ContainerID != "" {
-		keyring = s.text("_ses." + r.ContainerID)
+	if p.users < 0 {
+		p.keyring(r) // else that of the user namespace, and only inside
 	}
-	s.call(unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, keyring).allow(unix.ENOSYS)
 	s.step("reset cpu affinity") // the kernel cuts it down to the cpuset
 	all := make([]byte, 1024)
 	for i := range all {
@@ -188,6 +189,16 @@ func (p *plan) host(r Request) error {
 	}
 	s.call(unix.SYS_SCHED_SETAFFINITY, 0, uintptr(len(all)), address(s, &all[0])).allow(unix.EINVAL, unix.EPERM)
 	return nil
+}
+
+func (p *plan) keyring(r Request) {
+	s := p.script
+	s.step("join session keyring")
+	keyring := uintptr(0) // a new one without a name
+	if r.ContainerID != "" {
+		keyring = s.text("_ses." + r.ContainerID)
+	}
+	s.call(unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, keyring).allow(unix.ENOSYS)
 }
 
 // resetSignals undoes what this process ignores or blocks, which an exec would
@@ -236,7 +247,12 @@ func (p *plan) streams(stdio [3]int) {
 	}
 	s.setStdio(stdio, p.stdioAt)
 	s.call(unix.SYS_DUP3, uintptr(p.reportOut), reportFD, unix.O_CLOEXEC)
-	s.call(unix.SYS_CLOSE_RANGE, reportFD+1, uintptr(^uint32(0)), 0)
+	last := uintptr(reportFD)
+	if p.users >= 0 {
+		last = usersFD
+		s.call(unix.SYS_DUP3, uintptr(p.users), usersFD, unix.O_CLOEXEC)
+	}
+	s.call(unix.SYS_CLOSE_RANGE, last+1, uintptr(^uint32(0)), 0)
 	if p.terminal {
 		s.step("set controlling terminal")
 		s.call(unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 0)
@@ -278,6 +294,10 @@ func (p *plan) program(r Request) error {
 		}
 	}
 	caps := newCapabilities(r.Process.Capabilities)
+	if p.users >= 0 {
+		p.enterUsers()
+		p.keyring(r)
+	}
 	dir := p.enterDirectory(r.Process.Cwd)
 	caps.bound(s)
 	if filter != nil && !r.Process.NoNewPrivileges {

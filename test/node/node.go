@@ -97,6 +97,10 @@ func Start(o Options) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
+	// A runtime looks root filesystems up as the root of a pod's user namespace.
+	if err := os.Chmod(dir, 0o711); err != nil {
+		return nil, err
+	}
 	n := &Node{
 		Options: o, Tag: tag, Dir: dir, Root: filepath.Join(dir, "root"), State: filepath.Join(dir, "state"),
 		Bridge: "nt" + tag, Subnet: fmt.Sprintf("10.%d.%d.0/24", 128+rand.IntN(100), rand.IntN(256)),
