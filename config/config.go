@@ -58,6 +58,9 @@ type Runtime struct {
 	// such as GPUs. They are read whenever a container asks for such a device; of two
 	// files that define one, that in the later folder counts. [] is none.
 	CDISpecDirs []string `toml:"cdi_spec_dirs"`
+	// What to do where the host path of a mount does not exist: "error" refuses the
+	// container, as the CRI says; "create" makes a folder, as containerd and CRI-O do.
+	MissingHostPath string `toml:"missing_host_path"`
 	// Handlers by name; the name is what a RuntimeClass calls its handler. A handler
 	// that is taken out here still serves the containers that were made with it.
 	Handlers map[string]Handler `toml:"handlers"`
@@ -132,6 +135,8 @@ func Default() Config {
 			CgroupDriver: "auto",
 			CDISpecDirs:  []string{"/etc/cdi", "/var/run/cdi"},
 			Handlers:     map[string]Handler{"runc": {Path: "runc"}},
+
+			MissingHostPath: "error",
 		},
 		Network: Network{
 			Mode:    "cni",

@@ -115,6 +115,7 @@ func TestValidateTellsEverything(t *testing.T) {
 	cfg.Runtime.Default = "gone"
 	cfg.Runtime.CgroupDriver = "cgroupsfs"
 	cfg.Runtime.CDISpecDirs = []string{"cdi"}
+	cfg.Runtime.MissingHostPath = "ignore"
 	cfg.Runtime.Handlers["Bad Name"] = Handler{}
 	cfg.Network.Mode = "none"
 	cfg.Network.ConfDir = "net.d"

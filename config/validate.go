@@ -115,6 +115,7 @@ func (r Runtime) validate(p *problems) {
 	for _, dir := range r.CDISpecDirs {
 		p.absolute("runtime.cdi_spec_dirs", dir)
 	}
+	p.oneOf("runtime.missing_host_path", r.MissingHostPath, "error", "create")
 	if _, ok := r.Handlers[r.Default]; !ok {
 		p.addf("runtime.default", "there is no [runtime.handlers.%s]", r.Default)
 	}

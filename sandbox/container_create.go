@@ -70,6 +70,7 @@ func (c *Container) again(config *cri.ContainerConfig) (string, error) {
 // creation carries what one step of creating a container hands to the next.
 type creation struct {
 	*Container
+	at     func(step string) // tells a request that gives up what is waited for
 	image  imagestore.Image
 	rootfs string
 	images []string // by the index of the mount: paths of images; "" for others
@@ -97,7 +98,7 @@ func (p *Pod) create(ctx context.Context, config *cri.ContainerConfig, at func(s
 	if err := c.add(); err != nil {
 		return "", err
 	}
-	made := &creation{Container: c, image: image}
+	made := &creation{Container: c, image: image, at: at}
 	err = steps.Run(ctx, "create container", at,
 		steps.Step{Name: "record", Do: made.recordFirst},
 		steps.Step{Name: "mount root filesystem", Do: made.mountRootfs},

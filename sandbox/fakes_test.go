@@ -17,6 +17,7 @@ import (
 	"noded.dev/noded/cni"
 	"noded.dev/noded/imagestore"
 	"noded.dev/noded/internal/cgroup"
+	"noded.dev/noded/internal/hostpath"
 	"noded.dev/noded/internal/kind"
 	"noded.dev/noded/runtime"
 	"noded.dev/noded/spec"
@@ -237,7 +238,7 @@ func newNode(t *testing.T) *node {
 		runtime: newFakeRuntime(), images: &fakeImages{dir: t.TempDir(), mounted: map[string]bool{}},
 		network: &fakeNetwork{connected: map[string]bool{}},
 		opts: Options{
-			Root: t.TempDir(), State: t.TempDir(), BootID: "boot-1", CgroupParent: "/noded-unit-test", ShmSize: 1 << 20, InitBinary: "/bin/noded",
+			Root: t.TempDir(), State: t.TempDir(), BootID: "boot-1", CgroupParent: "/noded-unit-test", ShmSize: 1 << 20, InitBinary: "/bin/noded", HostPaths: hostpath.New([]string{"/bin/false"}, false),
 			Log: logrus.NewEntry(log), Facts: spec.Facts{Hostname: "node", Capabilities: []string{"CAP_CHOWN"}},
 		},
 	}

@@ -22,6 +22,7 @@ import (
 
 	"noded.dev/noded/internal/cgroup"
 	"noded.dev/noded/internal/feed"
+	"noded.dev/noded/internal/hostpath"
 	"noded.dev/noded/internal/kind"
 	"noded.dev/noded/runtime"
 	"noded.dev/noded/spec"
@@ -39,6 +40,7 @@ type Options struct {
 	InitBinary    string   // the noded binary, pid 1 of a shared PID namespace
 	ShmSize       int64    // bytes of a pod's /dev/shm
 	CDISpecDirs   []string // folders of CDI specifications, later ones before earlier
+	HostPaths     *hostpath.Resolver
 	Log           *logrus.Entry
 }
 
@@ -50,6 +52,8 @@ type Manager struct {
 	runtime Runtime
 	cgroups *cgroup.Host
 	log     *logrus.Entry
+
+	hostPaths *hostpath.Resolver
 
 	mu         sync.RWMutex // guards the two maps, and is never held across I/O
 	pods       map[string]*Pod
@@ -80,7 +84,7 @@ func Open(ctx context.Context, opts Options, deps Deps) (*Manager, error) {
 	m := &Manager{
 		opts: opts, images: deps.Images, network: deps.Network, runtime: deps.Runtime, cgroups: deps.Cgroups, log: opts.Log,
 		pods: make(map[string]*Pod), containers: make(map[string]*Container), stop: make(chan struct{}),
-		events: newEvents(),
+		events: newEvents(), hostPaths: opts.HostPaths,
 	}
 	m.noUserNS = userNSProblem(deps.Images, opts.Root)
 	m.flights.panicked = func(stack string) { m.log.WithField("stack", stack).Error("operation panicked") }
@@ -101,6 +105,7 @@ func (m *Manager) Close() {
 	close(m.stop)
 	m.loop.Wait()
 	m.flights.close()
+	m.hostPaths.Close()
 	m.events.Close()
 }
 

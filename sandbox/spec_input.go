@@ -2,10 +2,7 @@ package sandbox
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 
 	rspec "github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -115,49 +112,23 @@ func (p *Pod) targetPid(id string) (int, error) {
 	return rec.Process.Pid, nil
 }
 
-// mountSources finds the path behind every mount, in their order. A
-// missing host path is created as a folder, as kubelets are used to.
+// mountSources finds the path behind every mount, in their order: of an image
+// where it is mounted, of a host path what it leads to.
 func (c *creation) mountSources(ctx context.Context) ([]string, error) {
-	sources := make([]string, len(c.config.Mounts))
-	for i, mount := range c.config.Mounts {
-		if sources[i] = c.images[i]; sources[i] != "" {
-			continue
+	paths := make([]string, len(c.config.Mounts))
+	for i, m := range c.config.Mounts {
+		paths[i] = m.HostPath
+	}
+	sources, err := c.m.hostPaths.Resolve(ctx, paths, c.at)
+	if err != nil {
+		return nil, err
+	}
+	for i, path := range c.images {
+		if path != "" {
+			sources[i] = path
 		}
-		source, err := hostPath(ctx, mount.HostPath)
-		if err != nil {
-			return nil, fmt.Errorf("mount %s: %w", mount.ContainerPath, err)
-		}
-		sources[i] = source
 	}
 	return sources, nil
-}
-
-// hostPath resolves the links of a host path. The path may be on a file system
-// that never answers (NFS without a server), so the wait ends with ctx; the
-// thread that is stuck in the kernel is lost until the file system answers.
-func hostPath(ctx context.Context, path string) (string, error) {
-	type result struct {
-		path string
-		err  error
-	}
-	done := make(chan result, 1)
-	go func() {
-		resolved, err := filepath.EvalSymlinks(path)
-		if errors.Is(err, os.ErrNotExist) {
-			if _, e := os.Lstat(path); e == nil {
-				err = fmt.Errorf("dangling link: %w", err)
-			} else if err = os.MkdirAll(path, 0o755); err == nil {
-				resolved, err = filepath.EvalSymlinks(path)
-			}
-		}
-		done <- result{resolved, err}
-	}()
-	select {
-	case r := <-done:
-		return r.path, kind.Wrap(kind.Invalid, r.err)
-	case <-ctx.Done():
-		return "", fmt.Errorf("host path %s does not answer: %w", path, ctx.Err())
-	}
 }
 
 // hostDevices resolves the devices asked for; a folder stands for all in it.

@@ -22,6 +22,7 @@ import (
 	"noded.dev/noded/imagestore"
 	"noded.dev/noded/internal/cgroup"
 	"noded.dev/noded/internal/facts"
+	"noded.dev/noded/internal/hostpath"
 	"noded.dev/noded/internal/namespace"
 	"noded.dev/noded/runtime"
 	"noded.dev/noded/sandbox"
@@ -187,6 +188,7 @@ func (d *daemon) openPods(ctx context.Context) (c io.Closer, err error) {
 		Root: d.cfg.Root, State: d.cfg.State, BootID: strings.TrimSpace(string(boot)),
 		Facts: specFacts(node, host, systemd), SystemdCgroup: systemd, CgroupParent: cgroupParent(filepath.Clean(d.cfg.Root), systemd),
 		InitBinary: self, ShmSize: shmSize, CDISpecDirs: d.cfg.Runtime.CDISpecDirs, Log: d.log.WithField("part", "pods"),
+		HostPaths: hostpath.New([]string{self, "hostpath"}, d.cfg.Runtime.MissingHostPath == "create"),
 	}, sandbox.Deps{Images: d.images, Network: d.network, Runtime: d.runtime, Cgroups: host})
 	if err != nil {
 		return nil, err

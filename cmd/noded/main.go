@@ -1,11 +1,13 @@
 // Command noded is a node runtime: the CRI daemon, the shim that is the parent
-// of the containers, the first process of shared pid namespaces, and the
-// command line.
+// of the containers, the first process of shared pid namespaces, the helper
+// that looks up host paths, and the command line.
 package main
 
 import (
 	"fmt"
 	"os"
+
+	"noded.dev/noded/internal/hostpath"
 )
 
 // version is set by the linker (see the Makefile).
@@ -19,6 +21,12 @@ func main() {
 		switch os.Args[1] {
 		case "init":
 			os.Exit(initRole())
+		case "hostpath":
+			if err := hostpath.Serve(os.Stdin, os.Stdout); err != nil {
+				fmt.Fprintln(os.Stderr, "noded hostpath:", err)
+				os.Exit(1)
+			}
+			return
 		case "shim":
 			if err := shim(os.Args[2:]); err != nil {
 				fmt.Fprintln(os.Stderr, "noded shim:", err)

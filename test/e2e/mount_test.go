@@ -87,31 +87,6 @@ func TestRecursiveReadOnly(t *testing.T) {
 	wantCode(t, err, codes.InvalidArgument)
 }
 
-// TestMissingSource mounts a folder that is made for it, as kubelets are used
-// to, and refuses a link that leads nowhere, where nothing is to be made.
-func TestMissingSource(t *testing.T) {
-	n := start(t)
-	p := n.RunPod(t)
-	missing := filepath.Join(t.TempDir(), "missing")
-	config := node.ContainerConfig("c", "true")
-	config.Mounts = []*cri.Mount{{HostPath: missing, ContainerPath: "/m"}}
-	_, err := p.TryCreate(config)
-	must(t, err)
-	if info, err := os.Lstat(missing); err != nil || !info.IsDir() {
-		t.Errorf("the missing folder was not made: %v", err)
-	}
-	dangling := filepath.Join(t.TempDir(), "dangling")
-	must(t, os.Symlink(filepath.Join(missing, "nothing"), dangling))
-	config = node.ContainerConfig("d", "true")
-	config.Mounts = []*cri.Mount{{HostPath: dangling, ContainerPath: "/m"}}
-	_, err = p.TryCreate(config)
-	if noded() {
-		wantCode(t, err, codes.InvalidArgument)
-	} else if err == nil {
-		t.Error("a dangling link was mounted")
-	}
-}
-
 // TestDevices gives a container one device of the host and no other.
 func TestDevices(t *testing.T) {
 	n := start(t)

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -122,35 +121,5 @@ func TestHostPort(t *testing.T) {
 	must(t, p.Stop())
 	if got, err := outside.Once(port); err == nil {
 		t.Errorf("after the pod's end the port answers %q", got)
-	}
-}
-
-// TestPropagation mounts on one side and looks on the other, in all three modes.
-func TestPropagation(t *testing.T) {
-	n := start(t)
-	for mode, c := range map[cri.MountPropagation]struct{ in, out bool }{
-		cri.MountPropagation_PROPAGATION_PRIVATE:           {false, false},
-		cri.MountPropagation_PROPAGATION_HOST_TO_CONTAINER: {true, false},
-		cri.MountPropagation_PROPAGATION_BIDIRECTIONAL:     {true, true},
-	} {
-		t.Run(mode.String(), func(t *testing.T) {
-			dir := sharedMount(t)
-			p := n.RunPod(t, func(c *cri.PodSandboxConfig) { c.Linux.SecurityContext.Privileged = true })
-			ctr := p.Run(t, "sleep 1000", func(config *cri.ContainerConfig) {
-				config.Linux.SecurityContext.Privileged = true
-				config.Mounts = []*cri.Mount{{HostPath: dir, ContainerPath: "/m", Propagation: mode}}
-			})
-			mountTmpfs(t, filepath.Join(dir, "in"))
-			must(t, os.WriteFile(filepath.Join(dir, "in", "file"), nil, 0o600))
-			if _, _, code := ctr.Exec(t, "test", "-e", "/m/in/file"); (code == 0) != c.in {
-				t.Errorf("the host's mount in the container: %v, want %v", code == 0, c.in)
-			}
-			ctr.Shell(t, "mount -t tmpfs none /m/out && touch /m/out/file")
-			_, err := os.Stat(filepath.Join(dir, "out", "file"))
-			if (err == nil) != c.out {
-				t.Errorf("the container's mount on the host: %v, want %v", err == nil, c.out)
-			}
-			ctr.Shell(t, "umount /m/out")
-		})
 	}
 }
