@@ -66,6 +66,9 @@ func (m *Manager) RunPod(ctx context.Context, config *cri.PodSandboxConfig, hand
 	if err := spec.ValidatePod(config); err != nil {
 		return "", err
 	}
+	if err := spec.PodSupported(config, m.opts.Facts); err != nil {
+		return "", err
+	}
 	asked := podResources{config.GetLinux().GetOverhead(), config.GetLinux().GetResources()}
 	if err := asked.validate(m.opts.Facts); err != nil {
 		return "", err

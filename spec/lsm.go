@@ -28,18 +28,27 @@ func applyAppArmor(in *Input, s *rspec.Spec) error {
 		}
 		return nil
 	}
-	if !in.Facts.AppArmor {
-		return kind.Errorf(kind.Precondition, "an AppArmor profile is asked for, but AppArmor is not enabled on this node")
-	}
 	if p.GetProfileType() == cri.SecurityProfile_Localhost {
-		s.Process.ApparmorProfile = p.GetLocalhostRef()
+		if !in.Facts.AppArmor {
+			return kind.Errorf(kind.Precondition, "AppArmor profile %q is asked for, but AppArmor is not enabled on this node", clip(p.GetLocalhostRef()))
+		}
+		s.Process.ApparmorProfile = appArmorName(p)
 		return nil
+	}
+	if !in.Facts.AppArmor {
+		return nil // the runtime's default on a node without AppArmor is none
 	}
 	if in.Facts.AppArmorDefault == "" {
 		return kind.Errorf(kind.Precondition, "the default AppArmor profile is asked for, but none is loaded on this node")
 	}
 	s.Process.ApparmorProfile = in.Facts.AppArmorDefault
 	return nil
+}
+
+// appArmorName is a Localhost profile's own name. Kubernetes once marked such
+// names with a prefix, which some clients still send.
+func appArmorName(p *cri.SecurityProfile) string {
+	return strings.TrimPrefix(p.GetLocalhostRef(), "localhost/")
 }
 
 // appArmorProfile is nil if none is asked for.
@@ -70,19 +79,20 @@ func validateAppArmor(sc *cri.LinuxContainerSecurityContext) error {
 	if p.GetProfileType() != cri.SecurityProfile_Localhost {
 		return nil
 	}
-	if p.GetLocalhostRef() == "" {
+	if appArmorName(p) == "" {
 		return kind.Errorf(kind.Invalid, "AppArmor profile without a name")
 	}
 	return checkText("AppArmor profile", p.GetLocalhostRef(), maxName)
 }
 
-// applySELinux sets the labels that are asked for. Where SELinux is off they
-// are left out, with a warning: manifests that are used on every kind of node
-// carry them.
+// applySELinux sets the labels that are asked for.
 func applySELinux(in *Input, s *rspec.Spec) error {
 	o := in.security().GetSelinuxOptions()
-	if !in.Facts.SELinux || in.privileged() || o == nil {
+	if in.privileged() || !labelled(o) {
 		return nil
+	}
+	if err := needSELinux(in.Facts); err != nil {
+		return err
 	}
 	level := choose(o.GetLevel(), "s0")
 	s.Process.SelinuxLabel = strings.Join([]string{
@@ -91,11 +101,27 @@ func applySELinux(in *Input, s *rspec.Spec) error {
 	return nil
 }
 
-func selinuxWarning(in *Input) string {
-	if in.Facts.SELinux || in.security().GetSelinuxOptions() == nil {
-		return ""
+func labelled(o *cri.SELinuxOption) bool {
+	return o.GetUser()+o.GetRole()+o.GetType()+o.GetLevel() != ""
+}
+
+// needSELinux makes an error of a label that could not be set: a process that
+// runs without it would not be confined as its owner believes.
+func needSELinux(f Facts) error {
+	if f.SELinux {
+		return nil
 	}
-	return "SELinux is off on this node; SELinux options are not applied"
+	return kind.Errorf(kind.Precondition, "SELinux options are given, but SELinux is not enabled on this node")
+}
+
+// PodSupported tells of what a pod asks for and this node does not have. The
+// kind is Precondition.
+func PodSupported(p *cri.PodSandboxConfig, f Facts) error {
+	sc := p.GetLinux().GetSecurityContext()
+	if labelled(sc.GetSelinuxOptions()) && !sc.GetPrivileged() {
+		return needSELinux(f)
+	}
+	return nil
 }
 
 func validateSELinux(o *cri.SELinuxOption) error {

@@ -159,12 +159,13 @@ func TestAppArmor(t *testing.T) {
 	}{
 		{name: "off, none"},
 		{name: "off, unconfined", profile: &cri.SecurityProfile{ProfileType: cri.SecurityProfile_Unconfined}},
-		{name: "off, default", profile: &cri.SecurityProfile{}, fail: kind.Precondition},
+		{name: "off, default", profile: &cri.SecurityProfile{}},
 		{name: "off, localhost", profile: localhostProfile("p"), fail: kind.Precondition},
 		{name: "on, none", enabled: true, fallback: "d", want: "d"},
 		{name: "on, default", enabled: true, profile: &cri.SecurityProfile{}, fallback: "d", want: "d"},
 		{name: "on, default, none loaded", enabled: true, profile: &cri.SecurityProfile{}, fail: kind.Precondition},
 		{name: "on, localhost", enabled: true, profile: localhostProfile("p"), want: "p"},
+		{name: "on, localhost by its old name", enabled: true, profile: localhostProfile("localhost/p"), want: "p"},
 		{name: "on, unconfined", enabled: true, profile: &cri.SecurityProfile{ProfileType: cri.SecurityProfile_Unconfined}, fallback: "d", want: "unconfined"},
 	} {
 		in := testInput()
@@ -181,12 +182,22 @@ func TestAppArmor(t *testing.T) {
 func TestSELinux(t *testing.T) {
 	in := testInput()
 	in.Container.Linux.SecurityContext.SelinuxOptions = &cri.SELinuxOption{Type: "spc_t", Level: "s0:c1,c2"}
-	if s := mustContainer(t, in); s.Process.SelinuxLabel != "" || !slices.Contains(warningKeys(in), "selinux") {
-		t.Error("a label, or no warning, where SELinux is off")
+	in.Pod.Linux.SecurityContext.SelinuxOptions = in.Container.Linux.SecurityContext.SelinuxOptions
+	wantKind(t, "a label where SELinux is off", in, kind.Precondition)
+	if err := PodSupported(in.Pod, in.Facts); !kind.Is(err, kind.Precondition) {
+		t.Errorf("a pod's label where SELinux is off: %v", err)
 	}
 	in.Facts.SELinux = true
 	if got := mustContainer(t, in).Process.SelinuxLabel; got != "system_u:system_r:spc_t:s0:c1,c2" {
 		t.Error(got)
+	}
+	if err := PodSupported(in.Pod, in.Facts); err != nil {
+		t.Error(err)
+	}
+	in.Facts.SELinux = false
+	in.Container.Linux.SecurityContext.SelinuxOptions = &cri.SELinuxOption{}
+	if got := mustContainer(t, in).Process.SelinuxLabel; got != "" {
+		t.Errorf("empty options: %q", got)
 	}
 }
 

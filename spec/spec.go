@@ -134,7 +134,6 @@ func Warnings(in Input) []Warning {
 	add("oom-score", oomScoreWarning(&in))
 	add("swap", swapWarning(&in))
 	add("hugepages", hugePagesWarning(&in))
-	add("selinux", selinuxWarning(&in))
 	add("image-env", imageEnvWarning(&in))
 	_, err := ImageStopSignal(in.Image.StopSignal)
 	if err != nil {
