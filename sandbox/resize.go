@@ -16,6 +16,7 @@ import (
 
 	"noded.dev/noded/internal/cgroup"
 	"noded.dev/noded/internal/kind"
+	"noded.dev/noded/internal/steps"
 	"noded.dev/noded/spec"
 )
 
@@ -272,24 +273,39 @@ func (c *Container) restore(ctx context.Context) error {
 	if !rec.State.alive() {
 		return c.note(func(r *containerRecord) { r.Resize = nil })
 	}
-	dir := c.m.cgroups.Dir(rec.Cgroup)
-	if undo := rec.Resize.Undo; undo != nil && (undo.CPU != nil || undo.Memory != nil) {
-		ask, cancel := context.WithTimeout(ctx, restoreLimit/2)
-		err := c.m.runtime.Update(ask, c.request(), undo)
-		cancel()
-		if err != nil {
-			c.log.WithError(err).Warn("limits are put back without the runtime")
-		}
+	return steps.Run(ctx, "undo update", nil,
+		steps.Step{Name: "ask runtime", Do: func(ctx context.Context) error { c.undoInRuntime(ctx, rec.Resize.Undo); return nil }},
+		steps.Step{Name: "restore files", Do: func(context.Context) error {
+			return c.m.cgroups.Restore(c.m.cgroups.Dir(rec.Cgroup), rec.Resize.Before)
+		}},
+		steps.Step{Name: "restore oom score", Do: func(context.Context) error { return c.undoOOMScore(rec) }},
+		steps.Step{Name: "record restored", Do: func(context.Context) error {
+			return c.note(func(r *containerRecord) { r.Resize = nil })
+		}},
+	)
+}
+
+func (c *Container) undoInRuntime(ctx context.Context, undo *rspec.LinuxResources) {
+	if undo == nil || undo.CPU == nil && undo.Memory == nil {
+		return
 	}
-	if err := c.m.cgroups.Restore(dir, rec.Resize.Before); err != nil {
-		return err
+	ctx, cancel := context.WithTimeout(ctx, restoreLimit/2)
+	defer cancel()
+	if err := c.m.runtime.Update(ctx, c.request(), undo); err != nil {
+		c.log.WithError(err).Warn("limits are put back without the runtime")
 	}
-	if s := rec.Resize.OOMScore; s != nil {
-		if err := c.m.cgroups.SetOOMScore(dir, s.After, s.Before); err != nil && !errors.Is(err, unix.EACCES) {
-			return err
-		}
+}
+
+func (c *Container) undoOOMScore(rec containerRecord) error {
+	s := rec.Resize.OOMScore
+	if s == nil {
+		return nil
 	}
-	return c.note(func(r *containerRecord) { r.Resize = nil })
+	err := c.m.cgroups.SetOOMScore(c.m.cgroups.Dir(rec.Cgroup), s.After, s.Before)
+	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
+		return nil // it was not lowered, or cannot be
+	}
+	return err
 }
 
 // refused says in the CRI's words which field the kernel did not take, and

@@ -67,6 +67,21 @@ func TestExecSync(t *testing.T) {
 			}
 		}
 	})
+	t.Run("more than a reply can carry", func(t *testing.T) {
+		skipOnPeer(t, "its reply breaks the limit of messages")
+		const flood = "head -c 40000000 /dev/zero | tr '\\0' x; head -c 40000000 /dev/zero | tr '\\0' y >&2; echo done >/tmp/flooded; exit 5"
+		out, errs, code := c.Exec(t, "/bin/sh", "-c", flood)
+		if code != 5 || len(out)+len(errs) > 16<<20 || len(out) < 15<<20 || strings.Trim(out, "x") != "" {
+			t.Errorf("%d and %d bytes, code %d", len(out), len(errs), code)
+		}
+		if got := c.Shell(t, "cat /tmp/flooded"); got != "done\n" {
+			t.Errorf("the command did not go on: %q", got)
+		}
+		// What was kept is given back: the next one gets its output.
+		if out, _, _ := c.Exec(t, "echo", "next"); out != "next\n" {
+			t.Errorf("next command: %q", out)
+		}
+	})
 	t.Run("wrong state", func(t *testing.T) {
 		skipOnPeer(t, "it gives another code")
 		ctx, cancel := node.Context()

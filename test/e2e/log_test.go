@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -81,6 +82,55 @@ func TestReopenEnded(t *testing.T) {
 	if _, err := os.Lstat(c.LogPath()); err == nil {
 		t.Error("a failed ReopenContainerLog made a file")
 	}
+}
+
+// TestReopenStopping rotates the log of a container that takes its time to
+// stop, and asks for its status meanwhile: neither waits for the stop.
+func TestReopenStopping(t *testing.T) {
+	n := start(t)
+	p := n.RunPod(t)
+	c := p.Run(t, "trap 'echo stopping' TERM; echo ready; while :; do sleep 0.05; done")
+	node.Eventually(t, "container is ready", 10*time.Second, func() bool { return c.Log(t).Text() != "" })
+	stopped := make(chan error, 1)
+	go func() { stopped <- c.Stop(5 * time.Second) }()
+	node.Eventually(t, "container is stopping", 10*time.Second, func() bool { return c.Log(t).Text() == "ready\nstopping\n" })
+	old := c.LogPath() + ".old"
+	must(t, os.Rename(c.LogPath(), old))
+	begin := time.Now()
+	must(t, reopen(n, c.ID))
+	if s := c.Status(t); s.State != cri.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("stopping container is %v", s.State)
+	}
+	if took := time.Since(begin); took > 3*time.Second {
+		t.Errorf("took %v", took)
+	}
+	if _, err := os.Stat(c.LogPath()); err != nil {
+		t.Errorf("log is not made anew: %v", err)
+	}
+	must(t, <-stopped)
+}
+
+// TestReopenRefused cannot make the log anew: the old one goes on, and nothing
+// is made elsewhere.
+func TestReopenRefused(t *testing.T) {
+	skipOnPeer(t, "it follows links")
+	n := start(t)
+	p := n.RunPod(t)
+	c := p.Run(t, "i=0; while [ ! -e /tmp/end ]; do i=$((i+1)); echo $i; sleep 0.01; done")
+	node.Eventually(t, "container logs", 10*time.Second, func() bool { return c.Log(t).Text() != "" })
+	old, target := c.LogPath()+".old", filepath.Join(t.TempDir(), "target")
+	must(t, os.Rename(c.LogPath(), old))
+	must(t, os.Symlink(target, c.LogPath()))
+	if err := reopen(n, c.ID); err == nil {
+		t.Error("a link was followed")
+	}
+	if _, err := os.Lstat(target); err == nil {
+		t.Error("a failed ReopenContainerLog made a file")
+	}
+	c.Shell(t, "touch /tmp/end")
+	c.WaitExit(t)
+	assertCounts(t, node.ReadLog(t, old), 0)
+	must(t, os.Remove(c.LogPath()))
 }
 
 // TestNoLog runs a container that keeps no log.

@@ -84,7 +84,9 @@ func TestNotExecutable(t *testing.T) {
 	for name, c := range map[string]struct {
 		command string
 		code    int32
-	}{"nowhere": {"/no/such/command", 127}, "not a program": {"/etc/passwd", 126}} {
+	}{
+		"nowhere": {"/no/such/command", 127}, "not in PATH": {"no-such-command", 127}, "not a program": {"/etc/passwd", 126}, "folder": {"/etc", 126},
+	} {
 		t.Run(name, func(t *testing.T) {
 			c1 := p.Create(t, "", func(config *cri.ContainerConfig) { config.Command = []string{c.command} })
 			err := c1.Start()
@@ -95,8 +97,8 @@ func TestNotExecutable(t *testing.T) {
 			if s.State != cri.ContainerState_CONTAINER_EXITED || s.ExitCode == 0 || s.FinishedAt == 0 {
 				t.Errorf("state %v, code %d, finished %d", s.State, s.ExitCode, s.FinishedAt)
 			}
-			if noded() && (s.Reason != "StartError" || s.Message == "") {
-				t.Errorf("reason %q, message %q", s.Reason, s.Message)
+			if noded() && (s.Reason != "StartError" || s.ExitCode != c.code || s.StartedAt != 0 || !strings.Contains(s.Message, c.command)) {
+				t.Errorf("reason %q, code %d, started %d, message %q", s.Reason, s.ExitCode, s.StartedAt, s.Message)
 			}
 			must(t, c1.Remove())
 		})

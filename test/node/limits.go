@@ -11,7 +11,7 @@ import (
 // by the name that cgroup v1 gives it or, on a v2 host, that of v2.
 func (c *Container) Limit(t testing.TB, v1, v2 string) string {
 	t.Helper()
-	return limit(t, c.ID, c.Pod.Node.Cgroup, v1, v2)
+	return limit(t, c.ID, c.Pod.Config.GetLinux().GetCgroupParent(), v1, v2)
 }
 
 // PodLimit reads the same of a pod's cgroup that is noded's own: its name is
@@ -24,7 +24,7 @@ func (p *Pod) PodLimit(t testing.TB, v1, v2 string) string {
 // SetLimit writes one of the container's files, as somebody else might.
 func (c *Container) SetLimit(t testing.TB, v1, v2, value string) {
 	t.Helper()
-	name, dir := limitFile(t, c.ID, c.Pod.Node.Cgroup, v1, v2)
+	name, dir := limitFile(t, c.ID, c.Pod.Config.GetLinux().GetCgroupParent(), v1, v2)
 	if err := os.WriteFile(filepath.Join(dir, name), []byte(value), 0); err != nil {
 		t.Fatal(err)
 	}
