@@ -68,9 +68,9 @@ func TestPodFiles(t *testing.T) {
 func TestSysctls(t *testing.T) {
 	n := start(t)
 	p := n.RunPod(t, func(c *cri.PodSandboxConfig) {
-		c.Linux.Sysctls = map[string]string{"net.ipv4.ip_unprivileged_port_start": "0", "kernel.shm_rmid_forced": "1"}
+		c.Linux.Sysctls = map[string]string{"net.ipv4.ip_unprivileged_port_start": "0", "kernel.shm_rmid_forced": "1", "fs.mqueue.msg_max": "12", "kernel.msgmax": "4096", "kernel.sem": "250 32000 100 128"}
 	})
-	if got := p.Output(t, "cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/shm_rmid_forced"); got != "0\n1\n" {
+	if got := p.Output(t, "cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/shm_rmid_forced /proc/sys/fs/mqueue/msg_max /proc/sys/kernel/msgmax"); got != "0\n1\n12\n4096\n" {
 		t.Errorf("sysctls %q", got)
 	}
 	for name, edit := range map[string]func(*cri.PodSandboxConfig){
@@ -79,6 +79,21 @@ func TestSysctls(t *testing.T) {
 			c.Linux.Sysctls = map[string]string{"net.ipv4.ip_forward": "1"}
 			network(c, cri.NamespaceMode_NODE)
 		},
+		"IPC of the host's": func(c *cri.PodSandboxConfig) {
+			c.Linux.Sysctls = map[string]string{"kernel.shmmax": "65536"}
+			c.Linux.SecurityContext.NamespaceOptions.Ipc = cri.NamespaceMode_NODE
+		},
+		"queues of the host's": func(c *cri.PodSandboxConfig) {
+			c.Linux.Sysctls = map[string]string{"fs.mqueue.msg_max": "11"}
+			c.Linux.SecurityContext.NamespaceOptions.Ipc = cri.NamespaceMode_NODE
+		},
+		"host name":        func(c *cri.PodSandboxConfig) { c.Linux.Sysctls = map[string]string{"kernel.hostname": "x"} },
+		"domain name":      func(c *cri.PodSandboxConfig) { c.Linux.Sysctls = map[string]string{"kernel.domainname": "x"} },
+		"core pattern":     func(c *cri.PodSandboxConfig) { c.Linux.Sysctls = map[string]string{"kernel.core_pattern": "x"} },
+		"memory":           func(c *cri.PodSandboxConfig) { c.Linux.Sysctls = map[string]string{"vm.overcommit_memory": "1"} },
+		"files":            func(c *cri.PodSandboxConfig) { c.Linux.Sysctls = map[string]string{"fs.file-max": "1"} },
+		"with slashes":     func(c *cri.PodSandboxConfig) { c.Linux.Sysctls = map[string]string{"net/ipv4/ip_forward": "1"} },
+		"with a new line":  func(c *cri.PodSandboxConfig) { c.Linux.Sysctls = map[string]string{"net.ipv4.ip_forward": "1\n0"} },
 		"with a traversal": func(c *cri.PodSandboxConfig) { c.Linux.Sysctls = map[string]string{"net/../kernel/panic": "1"} },
 	} {
 		t.Run(name, func(t *testing.T) {
