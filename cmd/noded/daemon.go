@@ -184,9 +184,11 @@ func (d *daemon) openPods(ctx context.Context) (c io.Closer, err error) {
 		return nil, err
 	}
 	systemd := d.systemdCgroup(host)
+	known := specFacts(node, host, systemd)
+	known.AppArmorDefault = loadAppArmor(node.AppArmor, d.log)
 	d.pods, err = sandbox.Open(ctx, sandbox.Options{
 		Root: d.cfg.Root, State: d.cfg.State, BootID: strings.TrimSpace(string(boot)),
-		Facts: specFacts(node, host, systemd), SystemdCgroup: systemd, CgroupParent: cgroupParent(filepath.Clean(d.cfg.Root), systemd),
+		Facts: known, SystemdCgroup: systemd, CgroupParent: cgroupParent(filepath.Clean(d.cfg.Root), systemd),
 		InitBinary: self, ShmSize: shmSize, CDISpecDirs: d.cfg.Runtime.CDISpecDirs, Log: d.log.WithField("part", "pods"),
 		HostPaths: hostpath.New([]string{self, "hostpath"}, d.cfg.Runtime.MissingHostPath == "create"),
 	}, sandbox.Deps{Images: d.images, Network: d.network, Runtime: d.runtime, Cgroups: host})
