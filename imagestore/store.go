@@ -18,6 +18,7 @@ import (
 	"noded.dev/noded/imagestore/layer"
 	"noded.dev/noded/imagestore/limit"
 	"noded.dev/noded/imagestore/registry"
+	"noded.dev/noded/internal/idmap"
 	"noded.dev/noded/internal/kind"
 )
 
@@ -130,9 +131,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	s.stop = stop
 	s.trash = newReaper(s.path(trashDir), s.log)
 	s.workers.Go(func() { s.trash.run(working) })
-	if s.unmapped = s.tryMapped(); s.unmapped != nil {
-		s.log.WithError(s.unmapped).Warn("pods cannot have user namespaces of their own")
-	}
+	s.unmapped = s.tryMapped()
 	s.publish()
 	return s, nil
 }
@@ -144,7 +143,7 @@ func (s *Store) folders() (err error) {
 		if err := os.MkdirAll(s.path(dir), 0o700); err != nil {
 			return err
 		}
-		if err := os.Chmod(s.path(dir), 0o700); err != nil {
+		if err := idmap.Close(s.path(dir)); err != nil {
 			return err
 		}
 	}

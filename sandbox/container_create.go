@@ -17,6 +17,7 @@ import (
 
 	"noded.dev/noded/imagestore"
 	"noded.dev/noded/internal/atomicfile"
+	"noded.dev/noded/internal/idmap"
 	"noded.dev/noded/internal/kind"
 	"noded.dev/noded/internal/steps"
 	"noded.dev/noded/internal/userdb"
@@ -158,6 +159,11 @@ func (c *creation) recordFirst(context.Context) error {
 }
 
 func (c *creation) mountRootfs(ctx context.Context) (err error) {
+	if c.pod.userNS() != nil {
+		if err := idmap.Pass(c.m.opts.Root); err != nil {
+			return err
+		}
+	}
 	c.rootfs, err = c.m.images.Mount(ctx, imagestore.MountRequest{
 		ID: c.id, ImageID: c.image.ID, ReadOnly: c.config.GetLinux().GetSecurityContext().GetReadonlyRootfs(),
 		UserNS: c.pod.userNS(),

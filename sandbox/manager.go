@@ -86,7 +86,9 @@ func Open(ctx context.Context, opts Options, deps Deps) (*Manager, error) {
 		pods: make(map[string]*Pod), containers: make(map[string]*Container), stop: make(chan struct{}),
 		events: newEvents(), hostPaths: opts.HostPaths,
 	}
-	m.noUserNS = userNSProblem(deps.Images, opts.Root)
+	if m.noUserNS = userNSProblem(deps.Images, opts.Root); m.noUserNS != nil {
+		m.log.WithError(m.noUserNS).Warn("pods cannot have user namespaces of their own")
+	}
 	m.flights.panicked = func(stack string) { m.log.WithField("stack", stack).Error("operation panicked") }
 	if err := m.load(); err != nil {
 		return nil, err

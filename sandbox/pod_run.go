@@ -11,7 +11,6 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"noded.dev/noded/cni"
-	"noded.dev/noded/internal/idmap"
 	"noded.dev/noded/internal/kind"
 	"noded.dev/noded/internal/namespace"
 	"noded.dev/noded/internal/steps"
@@ -106,11 +105,6 @@ func (p *Pod) makeNamespaces(ctx context.Context) error {
 	}
 	if req.UTS {
 		req.Hostname = p.hostname()
-	}
-	if req.IDs != nil {
-		if err := idmap.Pass(p.m.opts.Root); err != nil {
-			return err
-		}
 	}
 	if !req.Net && !req.IPC && !req.UTS && req.IDs == nil {
 		return nil

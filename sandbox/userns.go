@@ -75,7 +75,7 @@ func (p *Pod) makeInitRoot() (string, error) {
 		return "", err
 	}
 	return root, errors.Join(
-		idmap.Pass(filepath.Dir(p.paths.root)), idmap.PassGroup(p.paths.root, gid), idmap.PassGroup(p.paths.bundle(), gid),
+		idmap.Pass(p.m.opts.Root), idmap.Pass(filepath.Dir(p.paths.root)), idmap.PassGroup(p.paths.root, gid), idmap.PassGroup(p.paths.bundle(), gid),
 		os.Chown(root, uid, gid),
 	)
 }

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"noded.dev/noded/config"
+	"noded.dev/noded/internal/idmap"
 )
 
 // lockRoot makes this daemon the only one that uses the root and state folders
@@ -25,8 +26,8 @@ func lockRoot(cfg config.Config) (*os.File, error) {
 			return nil, fmt.Errorf("make folder: %w", err)
 		}
 		// Images hold setuid programs that host users must not reach.
-		if err := os.Chmod(dir, 0o700); err != nil {
-			return nil, fmt.Errorf("close folder to others: %w", err)
+		if err := idmap.Close(dir); err != nil {
+			return nil, err
 		}
 	}
 	path := filepath.Join(cfg.Root, "lock")

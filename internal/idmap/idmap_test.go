@@ -65,6 +65,17 @@ func TestPass(t *testing.T) {
 	if info, err := os.Stat(filepath.Join(dir, "a")); err != nil || info.Mode().Perm() != 0o711 {
 		t.Error(info.Mode(), err)
 	}
+	for mode, want := range map[os.FileMode]os.FileMode{0o777: 0o711, 0o755: 0o711, 0o711: 0o711, 0o700: 0o700, 0o550: 0o710} {
+		if err := os.Chmod(inner, mode); err != nil {
+			t.Fatal(err)
+		}
+		if err := Close(inner); err != nil {
+			t.Fatal(err)
+		}
+		if info, err := os.Stat(inner); err != nil || info.Mode().Perm() != want {
+			t.Errorf("%#o closed is %#o (%v)", mode, info.Mode().Perm(), err)
+		}
+	}
 	// The folders above belong to the test's runner.
 	if err := Passable(inner); err != nil && strings.Contains(err.Error(), filepath.Join(dir, "a")+" has mode") {
 		t.Error(err)

@@ -65,6 +65,19 @@ func fsName(path string) string {
 	return fmt.Sprintf("file system 0x%x", st.Type)
 }
 
+// Close takes from others what they may do in a folder of noded's own, but for
+// what Pass lets them do there.
+func Close(dir string) error {
+	info, err := os.Stat(dir)
+	if err == nil && info.Mode().Perm() != info.Mode().Perm()&0o011|0o700 {
+		err = os.Chmod(dir, info.Mode().Perm()&0o011|0o700)
+	}
+	if err != nil {
+		return fmt.Errorf("close folder to others: %w", err)
+	}
+	return nil
+}
+
 // Pass lets everybody walk through a folder of noded's own, without listing
 // it: an OCI runtime looks root filesystems up as the root of the user
 // namespace, which is nobody here.
