@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -47,22 +48,26 @@ func unable(err, cause error) error {
 	return err
 }
 
-// fsName names a file system for people, who know "nfs" and not 0x6969.
+// fsName is the type of the file system that a path without links is on. It
+// does not ask the file system, which may be one whose server is gone.
 func fsName(path string) string {
-	var st unix.Statfs_t
-	if err := unix.Statfs(path, &st); err != nil {
-		return "unknown file system"
+	name, best := "unknown file system", -1
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return name
 	}
-	for name, magic := range map[string]int64{
-		"nfs": unix.NFS_SUPER_MAGIC, "overlay": unix.OVERLAYFS_SUPER_MAGIC, "fuse": unix.FUSE_SUPER_MAGIC, "tmpfs": unix.TMPFS_MAGIC,
-		"ext4": unix.EXT4_SUPER_MAGIC, "xfs": unix.XFS_SUPER_MAGIC, "btrfs": unix.BTRFS_SUPER_MAGIC, "cifs": unix.CIFS_SUPER_MAGIC,
-		"ceph": unix.CEPH_SUPER_MAGIC, "proc": unix.PROC_SUPER_MAGIC, "sysfs": unix.SYSFS_MAGIC, "9p": unix.V9FS_MAGIC,
-	} {
-		if int64(st.Type) == magic {
-			return name
+	for line := range strings.Lines(string(table)) {
+		mount, source, _ := strings.Cut(line, " - ")
+		m, s := strings.Fields(mount), strings.Fields(source)
+		if len(m) < 5 || len(s) < 1 {
+			continue
+		}
+		point := strings.TrimSuffix(m[4], "/")
+		if len(point) >= best && (path == m[4] || strings.HasPrefix(path, point+"/")) {
+			name, best = s[0], len(point) // of several at one place the last is on top
 		}
 	}
-	return fmt.Sprintf("file system 0x%x", st.Type)
+	return name
 }
 
 // Close takes from others what they may do in a folder of noded's own, but for
