@@ -118,6 +118,20 @@ type Images struct {
 	// Images that the kubelet never collects: full references with a tag or a digest, in
 	// which "*" stands for any text, such as "registry.k8s.io/pause:*".
 	Pinned []string `toml:"pinned" reload:"yes"`
+	// Which images are pulled and run, by repository: patterns of full names, in which
+	// "*" stands for any text, such as "registry.example.com/team/*". Of those that match
+	// the longest counts. An image that was pulled before a rule was made is checked
+	// when it is pulled again, and does not run until then.
+	Verify map[string]Verify `toml:"verify" reload:"yes"`
+}
+
+// Verify is the rule for images of some repositories.
+type Verify struct {
+	// "nothing"; "signature" for one by sigstore (cosign) with one of the keys, which
+	// names the image's digest and repository; or "refuse" for no image at all.
+	Require string `toml:"require" reload:"yes"`
+	// Files of public keys in PEM: ECDSA, Ed25519, or RSA of at least 2048 bits.
+	Keys []string `toml:"keys" reload:"yes"`
 }
 
 // Default is the configuration of an empty file.
@@ -152,6 +166,7 @@ func Default() Config {
 
 			CredentialsDir: "/etc/noded/credentials",
 			Pinned:         []string{},
+			Verify:         map[string]Verify{"*": {Require: "nothing", Keys: []string{}}},
 		},
 	}
 }

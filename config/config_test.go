@@ -1,6 +1,13 @@
 package config
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/pem"
+	"math/big"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -121,7 +128,7 @@ func TestValidateTellsEverything(t *testing.T) {
 	cfg.Network.ConfDir = "net.d"
 	cfg.Network.BinDirs = []string{"bin"}
 	cfg.Network.Builtin = Builtin{Bridge: "much-too-long-name", Subnets: []string{"10.0.0.1/16", "10.1.0.0/16", "x"}}
-	cfg.Images = Images{RegistryDirs: []string{"certs.d"}, MaxParallel: 0, MinRate: -1, TokenHosts: []string{"https://auth/"}, CredentialsDir: "credentials", Pinned: []string{"pause"}}
+	cfg.Images = Images{RegistryDirs: []string{"certs.d"}, MaxParallel: 0, MinRate: -1, TokenHosts: []string{"https://auth/"}, CredentialsDir: "credentials", Verify: map[string]Verify{"team": {Require: "maybe", Keys: []string{"team.pub"}}}, Pinned: []string{"pause"}}
 	err := cfg.Validate()
 	if err == nil {
 		t.Fatal("no error")
@@ -153,6 +160,60 @@ func TestValidateImages(t *testing.T) {
 		if err := cfg.Validate(); (err == nil) != ok {
 			t.Errorf("pinned %q: %v, want ok %v", pattern, err, ok)
 		}
+	}
+}
+
+func TestValidateVerify(t *testing.T) {
+	dir := t.TempDir()
+	pemFile := func(name string, public any) string {
+		der, err := x509.MarshalPKIXPublicKey(public)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return write(t, dir+"/"+name, string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})))
+	}
+	ec, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := pemFile("good.pub", ec.Public())
+	short := pemFile("short.pub", &rsa.PublicKey{N: new(big.Int).Lsh(big.NewInt(1), 1023), E: 65537})
+	broken := write(t, dir+"/broken.pub", "-----BEGIN NOTHING-----")
+	for _, c := range []struct {
+		pattern string
+		rule    Verify
+		want    string // in the error; "" none
+	}{
+		{"*", Verify{Require: "nothing"}, ""},
+		{"registry.test/team/*", Verify{Require: "signature", Keys: []string{good}}, ""},
+		{"registry.test/team/*", Verify{Require: "refuse"}, ""},
+		{"registry.test/team/*", Verify{Require: "signature"}, "at least one key"},
+		{"registry.test/team/*", Verify{Require: "nothing", Keys: []string{good}}, "signature"},
+		{"registry.test/team/*", Verify{}, "is not one of"},
+		{"registry.test/team/*", Verify{Require: "signature", Keys: []string{dir + "/none.pub"}}, "no such file"},
+		{"registry.test/team/*", Verify{Require: "signature", Keys: []string{broken}}, "no public key"},
+		{"registry.test/team/*", Verify{Require: "signature", Keys: []string{short}}, "1024 bits"},
+		{"registry.test/team/*", Verify{Require: "signature", Keys: []string{dir}}, "is not a file"},
+		{"busybox", Verify{Require: "nothing"}, "can match no repository"},
+	} {
+		cfg := Default()
+		cfg.Images.Verify = map[string]Verify{c.pattern: c.rule}
+		err := cfg.Validate()
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s, %+v: %v, want %q", c.pattern, c.rule, err, c.want)
+		}
+	}
+}
+
+// A rule for one repository leaves the default one, and a mistake in it is named.
+func TestVerifyInFiles(t *testing.T) {
+	cfg, err := Load(write(t, t.TempDir()+"/c.toml", "[images.verify.\"registry.test/*\"]\nrequire = \"refuse\"\n"), "")
+	if err != nil || len(cfg.Images.Verify) != 2 || cfg.Images.Verify["*"].Require != "nothing" || cfg.Images.Verify["registry.test/*"].Require != "refuse" {
+		t.Errorf("%+v, %v", cfg.Images.Verify, err)
+	}
+	_, err = Load(write(t, t.TempDir()+"/c.toml", "[images.verify.\"registry.test/*\"]\nrequires = \"refuse\"\n"), "")
+	if err == nil || !strings.Contains(err.Error(), `did you mean "images.verify.\"registry.test/*\".require"`) {
+		t.Errorf("unknown key: %v", err)
 	}
 }
 

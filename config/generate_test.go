@@ -93,8 +93,9 @@ func visit(table string, v reflect.Value, each func(table string, owner reflect.
 			visit(name, v.Field(i), each)
 		case f.Type.Kind() == reflect.Map:
 			for _, key := range v.Field(i).MapKeys() {
-				each(join(name, key.String()), v.Type(), f, v.Field(i))
-				visit(join(name, key.String()), v.Field(i).MapIndex(key), each)
+				table := join(name, tableName(key.String()))
+				each(table, v.Type(), f, v.Field(i))
+				visit(table, v.Field(i).MapIndex(key), each)
 			}
 		}
 	}

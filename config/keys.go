@@ -4,7 +4,9 @@ import (
 	"encoding"
 	"fmt"
 	"reflect"
+	"regexp"
 	"sort"
+	"strconv"
 	"strings"
 )
 
@@ -28,7 +30,7 @@ func leaves(cfg Config) []leaf {
 			}
 		case v.Kind() == reflect.Map:
 			for _, name := range v.MapKeys() {
-				walk(join(prefix, name.String()), v.MapIndex(name), reload)
+				walk(join(prefix, tableName(name.String())), v.MapIndex(name), reload)
 			}
 		default:
 			all = append(all, leaf{prefix, v, reload})
@@ -48,6 +50,16 @@ func join(prefix, name string) string {
 	}
 	return prefix + "." + name
 }
+
+// tableName is a table's name as TOML has it: bare where it may be.
+func tableName(name string) string {
+	if bareKey.MatchString(name) {
+		return name
+	}
+	return strconv.Quote(name)
+}
+
+var bareKey = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
 
 // Change is a key whose value differs between two configurations.
 type Change struct {
@@ -126,6 +138,9 @@ func knownKeys(unknown string) []string {
 	cfg := Default()
 	if parts := strings.Split(unknown, "."); len(parts) > 2 {
 		cfg.Runtime.Handlers[parts[2]] = Handler{}
+	}
+	if name, ok := strings.CutPrefix(unknown, "images.verify."); ok && strings.Contains(name, ".") {
+		cfg.Images.Verify[name[:strings.LastIndex(name, ".")]] = Verify{}
 	}
 	seen := map[string]bool{}
 	var keys []string

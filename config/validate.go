@@ -121,7 +121,7 @@ func (r Runtime) validate(p *problems) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.Handlers)) {
 		h := r.Handlers[name]
-		key := "runtime.handlers." + name
+		key := "runtime.handlers." + tableName(name)
 		if !handlerName.MatchString(name) {
 			p.addf(key, "a handler's name has at most 63 of a-z, 0-9 and -, the - not at an end")
 		}
@@ -189,6 +189,9 @@ func (i Images) validate(p *problems) {
 	}
 	if i.CredentialsDir != "" {
 		p.absolute("images.credentials_dir", i.CredentialsDir)
+	}
+	for _, pattern := range slices.Sorted(maps.Keys(i.Verify)) {
+		i.Verify[pattern].validate(p, pattern)
 	}
 	for _, pattern := range i.Pinned {
 		if pattern == "" || strings.ContainsAny(pattern, " \t\n\x00") || !strings.ContainsAny(pattern, "*:@") {

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/status"
 	crierrors "k8s.io/cri-api/pkg/errors"
 
+	"noded.dev/noded/imagestore"
 	"noded.dev/noded/internal/kind"
 )
 
@@ -42,10 +43,13 @@ type prefixed struct {
 func (e *prefixed) Error() string { return e.prefix + ": " + e.cause.Error() }
 func (e *prefixed) Unwrap() error { return e.cause }
 
-// pullError marks a registry out of reach the way the kubelet wants it: only
-// under the code Unknown does it look at the message, and only at its
-// beginning (cri-client, remote_image.go).
+// pullError marks a registry out of reach, and an image that the policy refuses,
+// the way the kubelet wants it: only under the code Unknown does it look at the
+// message, and only at its beginning (cri-client, remote_image.go).
 func pullError(err error) error {
+	if errors.Is(err, imagestore.ErrRefused) {
+		return &prefixed{codes.Unknown, crierrors.ErrSignatureValidationFailed.Error(), err}
+	}
 	if kind.Is(err, kind.Unavailable) {
 		return &prefixed{codes.Unknown, crierrors.ErrRegistryUnavailable.Error(), err}
 	}

@@ -62,6 +62,11 @@ func (s *Server) ImageStatus(_ context.Context, req *api.ImageStatusRequest) (*a
 	case err != nil:
 		return nil, err
 	}
+	if s.images.Admit(image.ID, req.Image.Image) != nil && !byID(image, req.Image.Image) {
+		// Under this name it must be pulled before it can be run: the pull looks
+		// for the signature that is required now, or says why there is none.
+		return &api.ImageStatusResponse{}, nil
+	}
 	resp := &api.ImageStatusResponse{Image: describe(image)}
 	if req.Verbose {
 		text, err := json.Marshal(map[string]any{
@@ -116,6 +121,10 @@ func (s *Server) ImageFsInfo(context.Context, *api.ImageFsInfoRequest) (*api.Ima
 		InodesUsed: &api.UInt64Value{Value: usage.Inodes},
 	}}
 	return &api.ImageFsInfoResponse{ImageFilesystems: list, ContainerFilesystems: list}, nil
+}
+
+func byID(image imagestore.Image, name string) bool {
+	return strings.HasPrefix(image.ID, name) || strings.HasPrefix(image.ID, "sha256:"+name)
 }
 
 // checkSpec refuses what names no image, or a runtime handler that is unknown.

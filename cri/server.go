@@ -67,6 +67,7 @@ type Images interface {
 	Pull(ctx context.Context, ref string, opts imagestore.PullOptions) (imagestore.Image, error)
 	Lookup(ref string) (imagestore.Image, error) // by id, id prefix, tag or digest; kind NotFound
 	List() []imagestore.Image
+	Admit(id, name string) error // whether the policy lets it be run under that name
 	Remove(ctx context.Context, ref string) error
 	Usage() (imagestore.Usage, error)
 	Pulls() []imagestore.Progress // pulls under way

@@ -222,6 +222,12 @@ func (s *Store) retag(rec *imageRecord, ref registry.Reference, r *registry.Reso
 		rec.Tags = addName(rec.Tags, ref.String())
 	}
 	rec.Digests = addName(rec.Digests, ref.Name()+"@"+r.Top.String())
+	if r.SignedBy != "" {
+		if rec.Signed == nil {
+			rec.Signed = map[string][]string{}
+		}
+		rec.Signed[ref.Name()] = addName(slices.Clone(rec.Signed[ref.Name()]), r.SignedBy)
+	}
 	if err := s.writeRecord(rec); err != nil {
 		return Image{}, kind.Wrap(diskKind(err), fmt.Errorf("write image record: %w", err))
 	}

@@ -113,6 +113,9 @@ func (s *Store) claim(req MountRequest) (rec *mountRecord, isNew bool, err error
 	if img == nil {
 		return nil, false, kind.Errorf(kind.NotFound, "no image %s", req.ImageID)
 	}
+	if err := s.admit(img, req.Name); err != nil {
+		return nil, false, err
+	}
 	rec = &mountRecord{Version: recordVersion, Image: img.ID, Stack: img.Stack, Root: img.Root, IDs: req.UserNS.ids()}
 	s.mounts[req.ID] = rec
 	rec.held = s.holdLocked(rec.Stack)

@@ -163,6 +163,9 @@ func (s *Store) panicked(stack string) { s.log.WithField("stack", stack).Error("
 
 // pull does the work of a pull.
 func (s *Store) pull(ctx context.Context, p *pull, auth *registry.Auth) (Image, error) {
+	if err := s.policy.Load().For(p.ref.Name()).Refuses(); err != nil {
+		return Image{}, fmt.Errorf("pull %s: %w", p.ref, err) // without asking anybody
+	}
 	session, err := s.client.Session(p.ref, auth, p.namespace)
 	if err != nil {
 		return Image{}, fmt.Errorf("pull %s: %w", p.ref, err)
@@ -171,6 +174,9 @@ func (s *Store) pull(ctx context.Context, p *pull, auth *registry.Auth) (Image, 
 	p.session.Store(session)
 	r, err := session.Resolve(ctx, registry.ThisNode())
 	if err != nil {
+		return Image{}, fmt.Errorf("pull %s: %w", p.ref, err)
+	}
+	if err := s.permit(ctx, session, p.ref, r); err != nil {
 		return Image{}, fmt.Errorf("pull %s: %w", p.ref, err)
 	}
 	if img, found, err := s.again(p.ref, r); found || err != nil {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,21 +25,22 @@ const recordVersion = 1
 // imageRecord is an image as stored in images/<hex of id>.json. It is written
 // last, when everything it names is durable.
 type imageRecord struct {
-	Version  int            `json:"version"`
-	ID       string         `json:"id"`
-	Manifest string         `json:"manifest"`           // digest
-	Blobs    []string       `json:"blobs"`              // hex of sha256: manifest, config; an artifact has no config
-	Artifact string         `json:"artifact,omitempty"` // see Image
-	Tags     []string       `json:"tags"`
-	Digests  []string       `json:"digests"`
-	Stack    []string       `json:"stack"` // folders in layers/, topmost first, as overlayfs gets them
-	Root     layer.Folder   `json:"root"`  // attributes of "/"
-	Size     int64          `json:"size"`
-	Taken    int64          `json:"taken"` // bytes of the blobs
-	PulledAt time.Time      `json:"pulled_at"`
-	TaggedAt time.Time      `json:"tagged_at"` // of two that hold the same tag the later one counts
-	config   *ocispec.Image // from its blob
-	held     []string       // layers that this record is counted as a user of
+	Version  int                 `json:"version"`
+	ID       string              `json:"id"`
+	Manifest string              `json:"manifest"`           // digest
+	Blobs    []string            `json:"blobs"`              // hex of sha256: manifest, config; an artifact has no config
+	Artifact string              `json:"artifact,omitempty"` // see Image
+	Tags     []string            `json:"tags"`
+	Digests  []string            `json:"digests"`
+	Signed   map[string][]string `json:"signed,omitempty"` // keys that had signed it, by the repository it was pulled from
+	Stack    []string            `json:"stack"`            // folders in layers/, topmost first, as overlayfs gets them
+	Root     layer.Folder        `json:"root"`             // attributes of "/"
+	Size     int64               `json:"size"`
+	Taken    int64               `json:"taken"` // bytes of the blobs
+	PulledAt time.Time           `json:"pulled_at"`
+	TaggedAt time.Time           `json:"tagged_at"` // of two that hold the same tag the later one counts
+	config   *ocispec.Image      // from its blob
+	held     []string            // layers that this record is counted as a user of
 }
 
 func (s *Store) image(r *imageRecord) Image {
@@ -53,7 +55,7 @@ func (r *imageRecord) blobBytes() int64 { return r.Taken }
 // clone copies a record so that the one in the map is never changed.
 func (r *imageRecord) clone() *imageRecord {
 	c := *r
-	c.Tags, c.Digests = slices.Clone(r.Tags), slices.Clone(r.Digests)
+	c.Tags, c.Digests, c.Signed = slices.Clone(r.Tags), slices.Clone(r.Digests), maps.Clone(r.Signed)
 	return &c
 }
 

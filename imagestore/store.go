@@ -18,6 +18,7 @@ import (
 	"noded.dev/noded/imagestore/layer"
 	"noded.dev/noded/imagestore/limit"
 	"noded.dev/noded/imagestore/registry"
+	"noded.dev/noded/imagestore/verify"
 	"noded.dev/noded/internal/idmap"
 	"noded.dev/noded/internal/kind"
 )
@@ -30,6 +31,7 @@ type Options struct {
 	NamespaceDir    string        // folder of such files for pods of one namespace: "<namespace>.json"; "" none
 	TokenHosts      []string      // further token servers that credentials may go to: "host" or "host:port"
 	Pinned          []string      // see Store.SetPinned
+	Policy          []verify.Rule // see Store.SetPolicy; none takes every image
 	MaxLayersAtOnce int           // layers of one pull side by side; 0 is 3
 	MinRate         int64         // bytes per second; slower transfers move on; 0 is 1024
 	StallWindow     time.Duration // over which MinRate is measured; 0 is a minute
@@ -65,6 +67,7 @@ type Store struct {
 	keepAll bool                     // a mount's layers are unknown: free none
 
 	pins     atomic.Pointer[pins]
+	policy   atomic.Pointer[verify.Policy]
 	unmapped error         // why root filesystems cannot have mapped ids; nil: they can
 	closing  chan struct{} // closed by Close, with mu held
 	stop     context.CancelFunc
@@ -117,6 +120,9 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		closing: make(chan struct{}),
 	}
 	s.pins.Store(newPins(o.Pinned))
+	if err := s.SetPolicy(o.Policy); err != nil {
+		return nil, err
+	}
 	s.client = registry.New(registry.Options{
 		Dirs: o.RegistryDirs, DockerConfig: o.DockerConfig, NamespaceDir: o.NamespaceDir, TokenHosts: o.TokenHosts,
 		Limits: s.limits, MinRate: o.MinRate, StallWindow: o.StallWindow, Log: s.log,

@@ -63,6 +63,7 @@ type Usage struct {
 type MountRequest struct {
 	ID       string // container id: names the writable layer
 	ImageID  string // Image.ID
+	Name     string // what the user called the image, for the policy; "" not known
 	ReadOnly bool   // no writable layer content will be kept
 
 	// UserNS, if set, is the user namespace that the container lives in. The

@@ -25,6 +25,7 @@ type VolumeRequest struct {
 	ID      string  // container id, whose root filesystem is mounted
 	Index   int     // tells the container's volumes apart
 	ImageID string  // Image.ID
+	Name    string  // what the user called the image, for the policy; "" not known
 	SubPath string  // folder or file of the image to be the volume; "" its root
 	UserNS  *UserNS // as of the container's MountRequest
 }
@@ -95,6 +96,9 @@ func (s *Store) claimVolume(req VolumeRequest) (*mountRecord, error) {
 	img := s.images[req.ImageID]
 	if img == nil {
 		return nil, kind.Errorf(kind.NotFound, "no image %s", req.ImageID)
+	}
+	if err := s.admit(img, req.Name); err != nil {
+		return nil, err
 	}
 	if rec.Volumes == nil {
 		rec.Volumes = map[int]volumeRecord{}

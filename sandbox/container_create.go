@@ -165,7 +165,7 @@ func (c *creation) mountRootfs(ctx context.Context) (err error) {
 		}
 	}
 	c.rootfs, err = c.m.images.Mount(ctx, imagestore.MountRequest{
-		ID: c.id, ImageID: c.image.ID, ReadOnly: c.config.GetLinux().GetSecurityContext().GetReadonlyRootfs(),
+		ID: c.id, ImageID: c.image.ID, Name: c.record().ImageName, ReadOnly: c.config.GetLinux().GetSecurityContext().GetReadonlyRootfs(),
 		UserNS: c.pod.userNS(),
 	})
 	return err
@@ -182,7 +182,8 @@ func (c *creation) mountImages(ctx context.Context) error {
 		}
 		image, err := c.m.images.Lookup(name)
 		if err == nil {
-			c.images[i], err = c.m.images.MountVolume(ctx, imagestore.VolumeRequest{ID: c.id, Index: i, ImageID: image.ID, SubPath: m.ImageSubPath, UserNS: c.pod.userNS()})
+			c.images[i], err = c.m.images.MountVolume(ctx, imagestore.VolumeRequest{ID: c.id, Index: i, ImageID: image.ID, Name: imageName(m.Image),
+				SubPath: m.ImageSubPath, UserNS: c.pod.userNS()})
 		}
 		if err != nil {
 			return fmt.Errorf("mount %s: %w: %w", m.ContainerPath, crierrors.ErrImageVolumeMountFailed, err)

@@ -20,6 +20,7 @@ import (
 	"noded.dev/noded/cri"
 	"noded.dev/noded/cri/stream"
 	"noded.dev/noded/imagestore"
+	"noded.dev/noded/imagestore/verify"
 	"noded.dev/noded/internal/cgroup"
 	"noded.dev/noded/internal/facts"
 	"noded.dev/noded/internal/hostpath"
@@ -94,9 +95,17 @@ func imageOptions(cfg config.Config) imagestore.Options {
 	return imagestore.Options{
 		Root: filepath.Join(cfg.Root, "images"), RegistryDirs: i.RegistryDirs,
 		MaxLayersAtOnce: i.MaxParallel, MinRate: int64(i.MinRate),
-		TokenHosts: i.TokenHosts, Pinned: i.Pinned,
+		TokenHosts: i.TokenHosts, Pinned: i.Pinned, Policy: imagePolicy(i),
 		DockerConfig: dockerConfig(), NamespaceDir: i.CredentialsDir,
 	}
+}
+
+func imagePolicy(i config.Images) []verify.Rule {
+	var rules []verify.Rule
+	for pattern, v := range i.Verify {
+		rules = append(rules, verify.Rule{Pattern: pattern, Require: v.Require, Keys: v.Keys})
+	}
+	return rules
 }
 
 func (d *daemon) openNetwork(ctx context.Context) (c io.Closer, err error) {

@@ -35,10 +35,14 @@ func (d *daemon) apply(next config.Config) {
 		d.log.Logger.SetLevel(level)
 	}
 	d.images.SetPinned(next.Images.Pinned)
+	if err := d.images.SetPolicy(imagePolicy(next.Images)); err != nil {
+		d.log.WithError(err).Error("image policy is not reloaded, the old one stays")
+		next.Images.Verify = d.cfg.Images.Verify
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.cfg.Log.Level = next.Log.Level
-	d.cfg.Images.Pinned = next.Images.Pinned
+	d.cfg.Images.Pinned, d.cfg.Images.Verify = next.Images.Pinned, next.Images.Verify
 }
 
 // info is what a verbose Status shows an operator besides the conditions.

@@ -94,7 +94,9 @@ func (d *daemon) reload(load func() (config.Config, error)) {
 		d.log.WithError(err).Error("configuration is not reloaded, the old one stays")
 		return
 	}
-	for _, change := range config.Diff(d.cfg, next) {
+	changes := config.Diff(d.cfg, next)
+	d.apply(next)
+	for _, change := range changes {
 		entry := d.log.WithField("key", change.Key)
 		if !change.Reload {
 			entry.Warn("changed key needs a restart of the daemon (containers go on)")
@@ -102,7 +104,6 @@ func (d *daemon) reload(load func() (config.Config, error)) {
 		}
 		entry.Info("changed key is in force")
 	}
-	d.apply(next)
 }
 
 // withLimit runs stop, and gives up waiting for it after limit.

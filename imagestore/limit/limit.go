@@ -9,13 +9,15 @@ import (
 
 // Limits bound one pull. The zero value of a field means its default.
 type Limits struct {
-	ManifestBytes int64 // one manifest or index
-	ConfigBytes   int64 // one image config
-	TokenBytes    int64 // one reply of a token server
-	IndexDepth    int   // indexes inside indexes
-	Descriptors   int   // descriptors read in all of an image's indexes and its manifest
-	Layers        int   // layers of an image; overlayfs stacks 500 (OVL_MAX_STACK)
-	JSONDepth     int   // nesting of a manifest or config
+	ManifestBytes  int64 // one manifest or index
+	ConfigBytes    int64 // one image config
+	TokenBytes     int64 // one reply of a token server
+	SignatureBytes int64 // one signature with what it signs
+	Signatures     int   // signatures of one image that are looked at
+	IndexDepth     int   // indexes inside indexes
+	Descriptors    int   // descriptors read in all of an image's indexes and its manifest
+	Layers         int   // layers of an image; overlayfs stacks 500 (OVL_MAX_STACK)
+	JSONDepth      int   // nesting of a manifest or config
 
 	LayerBytes   int64 // unpacked bytes of one layer
 	LayerEntries int64 // tar entries of one layer
@@ -35,25 +37,27 @@ type Limits struct {
 // Default returns the documented limits.
 func Default() Limits {
 	return Limits{
-		ManifestBytes: 1 << 20,
-		ConfigBytes:   8 << 20,
-		TokenBytes:    1 << 20,
-		IndexDepth:    3,
-		Descriptors:   2048,
-		Layers:        500,
-		JSONDepth:     64,
-		LayerBytes:    64 << 30,
-		LayerEntries:  4_000_000,
-		ImpliedDirs:   65_536,
-		Ratio:         1000,
-		RatioFrom:     64 << 20,
-		ZstdWindow:    128 << 20,
-		XattrBytes:    1 << 20,
-		PathBytes:     4096,
-		NameBytes:     255,
-		ReserveBytes:  512 << 20,
-		Redirects:     5,
-		Retries:       5,
+		ManifestBytes:  1 << 20,
+		ConfigBytes:    8 << 20,
+		TokenBytes:     1 << 20,
+		SignatureBytes: 128 << 10,
+		Signatures:     32,
+		IndexDepth:     3,
+		Descriptors:    2048,
+		Layers:         500,
+		JSONDepth:      64,
+		LayerBytes:     64 << 30,
+		LayerEntries:   4_000_000,
+		ImpliedDirs:    65_536,
+		Ratio:          1000,
+		RatioFrom:      64 << 20,
+		ZstdWindow:     128 << 20,
+		XattrBytes:     1 << 20,
+		PathBytes:      4096,
+		NameBytes:      255,
+		ReserveBytes:   512 << 20,
+		Redirects:      5,
+		Retries:        5,
 	}
 }
 
@@ -63,6 +67,8 @@ func (l Limits) WithDefaults() Limits {
 	fill(&l.ManifestBytes, d.ManifestBytes)
 	fill(&l.ConfigBytes, d.ConfigBytes)
 	fill(&l.TokenBytes, d.TokenBytes)
+	fill(&l.SignatureBytes, d.SignatureBytes)
+	fill(&l.Signatures, d.Signatures)
 	fill(&l.IndexDepth, d.IndexDepth)
 	fill(&l.Descriptors, d.Descriptors)
 	fill(&l.Layers, d.Layers)

@@ -34,6 +34,7 @@ type Resolved struct {
 	Top      digest.Digest // of what the reference names: an index or a manifest
 	Digest   digest.Digest // of the manifest
 	Manifest []byte
+	SignedBy string // key that signed it, where the caller checked that
 	Config   []byte
 	ID       digest.Digest // of the config; of an artifact the manifest's sha256
 	Image    ocispec.Image
