@@ -38,10 +38,15 @@ func TestCrashChild(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		id := fmt.Sprintf("c%d-%d", os.Getpid(), i)
-		must[string](t)(s.Mount(ctx, MountRequest{ID: id, ImageID: img.ID}))
-		if err := s.Unmount(ctx, id); err != nil {
-			t.Fatal(err)
+		for k := range 20 {
+			id := fmt.Sprintf("c%d-%d-%d", os.Getpid(), i, k)
+			must[string](t)(s.Mount(ctx, MountRequest{ID: id, ImageID: img.ID}))
+			for n := range 2 {
+				must[string](t)(s.MountVolume(ctx, VolumeRequest{ID: id, Index: n, ImageID: img.ID, SubPath: "l0"}))
+			}
+			if err := s.Unmount(ctx, id); err != nil {
+				t.Fatal(err)
+			}
 		}
 		if err := s.Remove(ctx, img.ID); err != nil {
 			t.Fatal(err)
@@ -73,7 +78,7 @@ func TestCrash(t *testing.T) {
 	random := rand.New(rand.NewSource(seed))
 	listed := 0
 	for round := range 25 {
-		killChild(t, root, ref, time.Duration(20+random.Intn(180))*time.Millisecond)
+		killChild(t, root, ref, time.Duration(20+random.Intn(700))*time.Millisecond)
 		s := must[*Store](t)(Open(ctx, Options{Root: root, Log: quiet()}))
 		if left := must[[]os.DirEntry](t)(os.ReadDir(filepath.Join(root, stagingDir))); len(left) != 0 {
 			t.Errorf("round %d: %d left in staging", round, len(left))
@@ -146,6 +151,8 @@ func whole(t *testing.T, s *Store, img testimage.Image) {
 // unmountBelow is for a test that failed half way.
 func unmountBelow(root string) {
 	found, _ := filepath.Glob(filepath.Join(root, containersDir, "*", "rootfs"))
+	volumes, _ := filepath.Glob(filepath.Join(root, containersDir, "*", "volumes", "*", "root"))
+	found = append(found, volumes...)
 	for _, m := range found {
 		unix.Unmount(m, unix.MNT_DETACH)
 	}

@@ -173,3 +173,23 @@ func TestArtifactVolume(t *testing.T) {
 		t.Errorf("after its removal: %q", got)
 	}
 }
+
+// TestImageVolumeMapped mounts an image into a pod with a user namespace: its
+// files belong to the ids inside.
+func TestImageVolumeMapped(t *testing.T) {
+	skipOnPeer(t, "Debian's is too old")
+	n := images(t)
+	id := pushVolume(t, n, "volume:4")
+	p := n.RunPod(t, mapped)
+	c := p.Run(t, "sleep 1000", imageVolume(id, ""), func(c *cri.ContainerConfig) {
+		c.Mounts = append(c.Mounts, &cri.Mount{ContainerPath: "/part", Image: &cri.ImageSpec{Image: id}, ImageSubPath: "inside"})
+	})
+	if got := c.Shell(t, "stat -c %u:%g:%a /volume /volume/data/file /part; cat /part/file; touch /volume/x 2>/dev/null || echo no"); got != "7:0:750\n0:0:644\n0:0:755\ncontent\nno\n" {
+		t.Errorf("mounted: %q", got)
+	}
+	if got := owner(t, filepath.Join(n.Root, "images/containers", c.ID, "volumes/0/root/data/file")); got != onNode(0, 0) {
+		t.Errorf("on the node the file belongs to %s", got)
+	}
+	must(t, c.Remove())
+	removeImage(t, n, id)
+}
