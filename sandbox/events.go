@@ -60,7 +60,8 @@ func (p *Pod) announce(id string, what cri.ContainerEventType) {
 }
 
 // containerStatuses are those of the pod's containers that a kubelet may see,
-// oldest first.
+// newest first: the kubelet with EventedPLEG takes the first of a name, without
+// sorting, for the one that is there now.
 func (p *Pod) containerStatuses() []*cri.ContainerStatus {
 	var list []*cri.ContainerStatus
 	for _, c := range p.list() {
@@ -69,7 +70,7 @@ func (p *Pod) containerStatuses() []*cri.ContainerStatus {
 		}
 	}
 	slices.SortFunc(list, func(a, b *cri.ContainerStatus) int {
-		return cmp.Or(cmp.Compare(a.CreatedAt, b.CreatedAt), strings.Compare(a.Id, b.Id))
+		return cmp.Or(cmp.Compare(b.CreatedAt, a.CreatedAt), strings.Compare(a.Id, b.Id))
 	})
 	return list
 }

@@ -210,3 +210,25 @@ func TestStatusTime(t *testing.T) {
 		t.Errorf("%d, then %d", a, b)
 	}
 }
+
+// With EventedPLEG the kubelet takes the first status of a name for the
+// container's, unsorted, so a new attempt comes before those it replaces.
+func TestNewestStatusFirst(t *testing.T) {
+	n := newNode(t)
+	pod := n.mustRun(t, "p")
+	var want []string
+	for _, name := range []string{"a", "b", "c"} {
+		want = append([]string{n.mustCreate(t, pod, name)}, want...)
+	}
+	s, err := n.PodStatus(pod, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, c := range s.ContainersStatuses {
+		got = append(got, c.Id)
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("containers %v, want %v", got, want)
+	}
+}
