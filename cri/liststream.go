@@ -124,3 +124,14 @@ func (s *Server) StreamImages(req *api.StreamImagesRequest, out grpc.ServerStrea
 		return &api.StreamImagesResponse{Images: part}
 	})
 }
+
+// StreamPodSandboxMetrics is ListPodSandboxMetrics without a limit of size.
+func (s *Server) StreamPodSandboxMetrics(_ *api.StreamPodSandboxMetricsRequest, out grpc.ServerStreamingServer[api.StreamPodSandboxMetricsResponse]) error {
+	list, err := s.sandboxes.ListPodMetrics(out.Context())
+	if err != nil {
+		return err
+	}
+	return streamList(s, out, list, func(part []*api.PodSandboxMetrics) *api.StreamPodSandboxMetricsResponse {
+		return &api.StreamPodSandboxMetricsResponse{PodSandboxMetrics: part}
+	})
+}

@@ -53,6 +53,7 @@ type Sandboxes interface {
 	ListContainerStats(ctx context.Context, filter *api.ContainerStatsFilter) ([]*api.ContainerStats, error)
 	PodStats(ctx context.Context, id string) (*api.PodSandboxStats, error)
 	ListPodStats(ctx context.Context, filter *api.PodSandboxStatsFilter) ([]*api.PodSandboxStats, error)
+	ListPodMetrics(ctx context.Context) ([]*api.PodSandboxMetrics, error)
 
 	// Subscribe delivers events from now on; a reader too slow for its bounded
 	// queue is dropped. The caller must close it.

@@ -4,6 +4,8 @@ import (
 	"context"
 
 	api "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"noded.dev/noded/sandbox/metrics"
 )
 
 // ContainerStats measures one container.
@@ -46,4 +48,19 @@ func (s *Server) ListPodSandboxStats(ctx context.Context, req *api.ListPodSandbo
 		return nil, err
 	}
 	return &api.ListPodSandboxStatsResponse{Stats: stats}, nil
+}
+
+// ListMetricDescriptors describes the metrics of ListPodSandboxMetrics; they
+// are the same as long as noded runs.
+func (s *Server) ListMetricDescriptors(context.Context, *api.ListMetricDescriptorsRequest) (*api.ListMetricDescriptorsResponse, error) {
+	return &api.ListMetricDescriptorsResponse{Descriptors: metrics.Descriptors()}, nil
+}
+
+// ListPodSandboxMetrics measures the ready pods and their running containers.
+func (s *Server) ListPodSandboxMetrics(ctx context.Context, _ *api.ListPodSandboxMetricsRequest) (*api.ListPodSandboxMetricsResponse, error) {
+	list, err := s.sandboxes.ListPodMetrics(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &api.ListPodSandboxMetricsResponse{PodMetrics: list}, nil
 }

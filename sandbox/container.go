@@ -15,16 +15,17 @@ import (
 
 // Container is one container of a pod.
 type Container struct {
-	id     string
-	m      *Manager
-	pod    *Pod
-	config *cri.ContainerConfig // never changed
-	paths  containerPaths
-	log    *logrus.Entry
-	busy   chan struct{} // holds the one operation that makes, starts or removes it
-	stats  sampler
-	ended  chan struct{} // closed when its end is known
-	asked  atomic.Bool   // the stop signal was sent; a repeated stop only waits
+	id         string
+	m          *Manager
+	pod        *Pod
+	config     *cri.ContainerConfig // never changed
+	paths      containerPaths
+	log        *logrus.Entry
+	busy       chan struct{} // holds the one operation that makes, starts or removes it
+	stats      sampler
+	layerUsage layerUsage
+	ended      chan struct{} // closed when its end is known
+	asked      atomic.Bool   // the stop signal was sent; a repeated stop only waits
 
 	saving sync.Mutex // keeps saves in order; taken before the pod's timeline, and held across the disk write
 	mu     sync.Mutex // guards rec and early, for moments

@@ -131,6 +131,7 @@ func (f *fakeRuntime) Containers(context.Context) (list []runtime.State, err err
 type fakeImages struct {
 	dir            string
 	mount, unmount func(id string) error
+	usage          func(ctx context.Context, id string) (imagestore.Usage, error)
 
 	mu      sync.Mutex
 	mounted map[string]bool
@@ -185,7 +186,10 @@ func (f *fakeImages) Mounts() (ids []string) {
 
 func (f *fakeImages) Mapped() error { return nil }
 
-func (f *fakeImages) WritableUsage(context.Context, string) (imagestore.Usage, error) {
+func (f *fakeImages) WritableUsage(ctx context.Context, id string) (imagestore.Usage, error) {
+	if f.usage != nil {
+		return f.usage(ctx, id)
+	}
 	return imagestore.Usage{Path: f.dir, Bytes: 1, Inodes: 1}, nil
 }
 

@@ -61,12 +61,13 @@ type Manager struct {
 
 	noUserNS error // why no pod can have a user namespace of its own; nil: some can
 
-	warned  sync.Map // keys of spec.Warning that were logged
-	flights flights  // every operation under way, also those of noded's own
-	events  *feed.Feed[*cri.ContainerEventResponse]
-	clock   clock
-	loop    sync.WaitGroup
-	stop    chan struct{}
+	warned    sync.Map // keys of spec.Warning that were logged
+	flights   flights  // every operation under way, also those of noded's own
+	events    *feed.Feed[*cri.ContainerEventResponse]
+	clock     clock
+	measuring chan struct{} // holds the measurements of writable layers under way
+	loop      sync.WaitGroup
+	stop      chan struct{}
 }
 
 // Deps are the parts that a Manager works with.
@@ -84,7 +85,7 @@ func Open(ctx context.Context, opts Options, deps Deps) (*Manager, error) {
 	m := &Manager{
 		opts: opts, images: deps.Images, network: deps.Network, runtime: deps.Runtime, cgroups: deps.Cgroups, log: opts.Log,
 		pods: make(map[string]*Pod), containers: make(map[string]*Container), stop: make(chan struct{}),
-		events: newEvents(), hostPaths: opts.HostPaths,
+		events: newEvents(), measuring: make(chan struct{}, layersAtOnce), hostPaths: opts.HostPaths,
 	}
 	if m.noUserNS = userNSProblem(deps.Images, opts.Root); m.noUserNS != nil {
 		m.log.WithError(m.noUserNS).Warn("pods cannot have user namespaces of their own")

@@ -109,7 +109,7 @@ func (l Limits) SharesAs(asked uint64) uint64 {
 }
 
 func (g *Group) hugeLimits(l *Limits) error {
-	var s Stats
+	var s Details
 	if err := g.hugetlb(&s); err != nil {
 		return err
 	}

@@ -10,14 +10,19 @@ import (
 // Stats is what one cgroup uses, with all cgroups below it. Amounts are bytes
 // and times nanoseconds if the name does not say otherwise.
 type Stats struct {
-	Time    time.Time // when the CPU time was read, the base of a usage per second
-	CPU     CPUStats
-	Memory  MemoryStats
-	Swap    SwapStats
-	Pids    PidsStats
-	IO      []IOStats
-	Hugetlb []HugetlbStats
-	PSI     PSIStats
+	Time   time.Time // when the CPU time was read, the base of a usage per second
+	Has    Has
+	CPU    CPUStats
+	Memory MemoryStats
+	Swap   SwapStats
+	Pids   PidsStats
+	PSI    PSIStats
+}
+
+// Has says which figures the kernel gives: a missing controller's are zero,
+// which must not be taken for a measurement.
+type Has struct {
+	CPU, Memory, Swap, Pids bool
 }
 
 // CPUStats is time on processors since the cgroup was made.
@@ -26,6 +31,7 @@ type CPUStats struct {
 	Periods             uint64 // enforcement intervals that have elapsed
 	ThrottledPeriods    uint64
 	Throttled           uint64
+	Bursts, Burst       uint64 // periods with a burst, and the time above the quota in them
 }
 
 // MemoryStats follows the kubelet's terms: the working set is what cannot be
@@ -34,10 +40,15 @@ type MemoryStats struct {
 	Usage, WorkingSet uint64
 	RSS               uint64 // anonymous memory
 	Cache             uint64 // file cache
+	MappedFile        uint64
+	ActiveFile        uint64
+	InactiveFile      uint64
 	Limit             uint64 // Unlimited if none
 	Available         uint64 // limit less working set; 0 if there is no limit
 	PageFaults        uint64
 	MajorPageFaults   uint64
+	// Own faults leave out the cgroups below; v2 does not tell them apart.
+	OwnPageFaults, OwnMajorPageFaults uint64
 }
 
 // SwapStats counts swap alone, without memory, on v1 too.
@@ -51,20 +62,6 @@ type SwapStats struct {
 type PidsStats struct {
 	Current uint64
 	Limit   uint64 // Unlimited if none
-}
-
-// IOStats is the traffic of one block device.
-type IOStats struct {
-	Major, Minor          uint64
-	ReadBytes, WriteBytes uint64
-	Reads, Writes         uint64
-}
-
-// HugetlbStats is the use of huge pages of one size.
-type HugetlbStats struct {
-	PageSize string // as the kernel writes it: "2MB"
-	Usage    uint64
-	Limit    uint64 // Unlimited if none
 }
 
 // PSIStats is pressure stall information; nil where the kernel gives none,
@@ -84,29 +81,35 @@ type Stall struct {
 	Total                uint64 // microseconds
 }
 
-// Stats reads all figures. Where a controller is missing its figures are zero;
-// the error is of kind NotFound if the cgroup is gone.
+// Stats reads what the kubelet asks for every few seconds. Where a controller
+// is missing its figures are zero; the error is of kind NotFound if the cgroup
+// is gone.
 func (g *Group) Stats() (Stats, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	return g.stats()
+}
+
+func (g *Group) stats() (Stats, error) {
 	s := Stats{Time: time.Now()}
 	var errs []error
 	for _, part := range []struct {
-		name, controller string
-		v1, v2           func(*Stats) error
+		name   string
+		has    *bool
+		v1, v2 func(*Stats) error
 	}{
-		{"cpu", "cpu", g.cpuV1, g.cpuV2},
-		{"memory", "memory", g.memoryV1, g.memoryV2},
-		{"pids", "pids", g.pids, g.pids},
-		{"io", "blkio", g.ioV1, g.ioV2},
-		{"hugetlb", "hugetlb", g.hugetlb, g.hugetlb},
-		{"pressure", "pressure", g.pressure, g.pressure},
+		{"cpu", &s.Has.CPU, g.cpuV1, g.cpuV2},
+		{"memory", &s.Has.Memory, g.memoryV1, g.memoryV2},
+		{"pids", &s.Has.Pids, g.pids, g.pids},
+		{"pressure", new(bool), g.pressure, g.pressure},
 	} {
 		read := part.v1
-		if g.v2(part.controller) {
+		if g.v2(part.name) {
 			read = part.v2
 		}
-		if err := optional(read(&s)); err != nil {
+		err := read(&s)
+		*part.has = err == nil
+		if err = optional(err); err != nil {
 			errs = append(errs, fmt.Errorf("read %s stats of cgroup %s: %w", part.name, g.dir, err))
 		}
 	}

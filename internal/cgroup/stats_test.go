@@ -13,16 +13,18 @@ import (
 // v2Files has the formats of Documentation/admin-guide/cgroup-v2.rst.
 var v2Files = map[string]string{
 	"cpu.stat": "usage_usec 3000\nuser_usec 2000\nsystem_usec 1000\nnice_usec 0\ncore_sched.force_idle_usec 0\n" +
-		"nr_periods 7\nnr_throttled 2\nthrottled_usec 50\nnr_bursts 0\nburst_usec 0\n",
+		"nr_periods 7\nnr_throttled 2\nthrottled_usec 50\nnr_bursts 3\nburst_usec 40\n",
 	"cpu.weight":             "100\n",
 	"cpu.max":                "50000 100000\n",
 	"cpuset.cpus":            "0-1\n",
 	"cpuset.mems":            "\n",
 	"memory.current":         "10000\n",
 	"memory.max":             "20000\n",
+	"memory.peak":            "15000\n",
+	"memory.min":             "100\n",
 	"memory.swap.current":    "300\n",
 	"memory.swap.max":        "1000\n",
-	"memory.stat":            "anon 4000\nfile 5000\nkernel 800\ninactive_anon 0\ninactive_file 3000\npgfault 11\npgmajfault 3\n",
+	"memory.stat":            "anon 4000\nfile 5000\nkernel 800\ninactive_anon 0\ninactive_file 3000\nactive_file 2000\nfile_mapped 1500\npgfault 11\npgmajfault 3\n",
 	"memory.events":          "low 0\nhigh 0\nmax 9\noom 2\noom_kill 4\noom_group_kill 0\n",
 	"pids.current":           "5\n",
 	"pids.max":               "max\n",
@@ -32,6 +34,7 @@ var v2Files = map[string]string{
 	"io.pressure":            "some avg10=0.00 avg60=0.00 avg300=0.00 total=9\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=8\n",
 	"hugetlb.2MB.current":    "2097152\n",
 	"hugetlb.2MB.max":        "max\n",
+	"hugetlb.2MB.events":     "max 6\n",
 	"hugetlb.1GB.current":    "0\n",
 	"hugetlb.1GB.max":        "0\n",
 	"cgroup.subtree_control": "",
@@ -60,16 +63,51 @@ func fixture(t *testing.T, mode Mode, files map[string]string) *Group {
 	return g
 }
 
+// checkDetails checks what the two versions keep in different files.
+func checkDetails(t *testing.T, d Details, protected uint64) {
+	t.Helper()
+	for name, c := range map[string]struct {
+		got  *uint64
+		want uint64
+	}{
+		"most memory": {d.MemoryMax, 15000}, "failures": {d.MemoryFailures, 9}, "kernel": {d.MemoryKernel, 800},
+		"protected": {d.MemoryProtected, protected}, "oom kills": {d.OOMKills, 4},
+	} {
+		if c.got == nil || *c.got != c.want {
+			t.Errorf("%s: %v, want %d", name, c.got, c.want)
+		}
+	}
+	if d.Has != (Has{true, true, true, true}) || d.Limits.MemoryLimit != 20000 {
+		t.Errorf("has %+v, limits %+v", d.Has, d.Limits)
+	}
+}
+
+// What a kernel does not give is not taken for zero.
+func TestDetailsThatAreMissing(t *testing.T) {
+	files := maps.Clone(v2Files)
+	for _, f := range []string{"memory.current", "memory.stat", "memory.max", "memory.peak", "memory.min", "memory.events", "memory.swap.current", "memory.swap.max", "pids.current"} {
+		delete(files, f)
+	}
+	d, err := fixture(t, V2, files).Details()
+	if err != nil || d.Has != (Has{CPU: true}) {
+		t.Errorf("has %+v, %v", d.Has, err)
+	}
+	if d.MemoryMax != nil || d.MemoryFailures != nil || d.MemoryKernel != nil || d.MemoryProtected != nil || d.OOMKills != nil {
+		t.Errorf("details %+v", d)
+	}
+}
+
 func TestStatsV2(t *testing.T) {
 	g := fixture(t, V2, v2Files)
-	s, err := g.Stats()
+	s, err := g.Details()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := (CPUStats{3e6, 2e6, 1e6, 7, 2, 50e3}); s.CPU != want {
+	if want := (CPUStats{3e6, 2e6, 1e6, 7, 2, 50e3, 3, 40e3}); s.CPU != want {
 		t.Errorf("cpu %+v, want %+v", s.CPU, want)
 	}
-	if want := (MemoryStats{Usage: 10000, WorkingSet: 7000, RSS: 4000, Cache: 5000, Limit: 20000, Available: 13000, PageFaults: 11, MajorPageFaults: 3}); s.Memory != want {
+	if want := (MemoryStats{Usage: 10000, WorkingSet: 7000, RSS: 4000, Cache: 5000, Limit: 20000, Available: 13000, PageFaults: 11, MajorPageFaults: 3,
+		MappedFile: 1500, ActiveFile: 2000, InactiveFile: 3000}); s.Memory != want {
 		t.Errorf("memory %+v, want %+v", s.Memory, want)
 	}
 	if want := (SwapStats{300, 1000, 700}); s.Swap != want {
@@ -85,10 +123,11 @@ func TestStatsV2(t *testing.T) {
 		t.Errorf("pressure %+v", s.PSI)
 	}
 	for _, ht := range s.Hugetlb {
-		if ht.PageSize == "2MB" && ht != (HugetlbStats{"2MB", 2 << 20, Unlimited}) {
+		if ht.PageSize == "2MB" && (ht.Usage != 2<<20 || ht.Limit != Unlimited || ht.Failures == nil || *ht.Failures != 6 || ht.Max != nil) {
 			t.Errorf("hugetlb %+v", ht)
 		}
 	}
+	checkDetails(t, s, 100)
 	if n, err := g.OOMKills(); n != 4 || err != nil {
 		t.Errorf("oom kills %d, %v; want 4", n, err)
 	}
@@ -119,7 +158,7 @@ func TestStatsWithoutOptionalFiles(t *testing.T) {
 	for _, f := range []string{"memory.swap.current", "memory.swap.max", "io.stat", "cpu.pressure", "memory.pressure", "io.pressure"} {
 		delete(files, f)
 	}
-	s, err := fixture(t, V2, files).Stats()
+	s, err := fixture(t, V2, files).Details()
 	if err != nil || s.Memory.Usage != 10000 || s.PSI.CPU != nil || s.IO != nil {
 		t.Errorf("%+v, %v", s, err)
 	}
@@ -139,22 +178,26 @@ func TestStatsGone(t *testing.T) {
 
 // v1Files has the formats of Documentation/admin-guide/cgroup-v1.
 var v1Files = map[string]string{
-	"cpuacct.usage":               "3000000\n",
-	"cpuacct.stat":                "user 2\nsystem 1\n",
-	"cpu.stat":                    "nr_periods 7\nnr_throttled 2\nthrottled_time 50000\n",
-	"cpu.shares":                  "512\n",
-	"cpu.cfs_quota_us":            "-1\n",
-	"cpu.cfs_period_us":           "100000\n",
-	"cpuset.cpus":                 "0\n",
-	"cpuset.mems":                 "0\n",
-	"memory.usage_in_bytes":       "10000\n",
-	"memory.limit_in_bytes":       "20000\n",
-	"memory.memsw.usage_in_bytes": "10300\n",
-	"memory.memsw.limit_in_bytes": "9223372036854771712\n",
-	"memory.stat":                 "cache 1\nrss 1\ninactive_file 1\ntotal_cache 5000\ntotal_rss 4000\ntotal_pgfault 11\ntotal_pgmajfault 3\ntotal_inactive_file 3000\n",
-	"memory.oom_control":          "oom_kill_disable 0\nunder_oom 0\noom_kill 4\n",
-	"pids.current":                "5\n",
-	"pids.max":                    "100\n",
+	"cpuacct.usage":                             "3000000\n",
+	"cpuacct.stat":                              "user 2\nsystem 1\n",
+	"cpu.stat":                                  "nr_periods 7\nnr_throttled 2\nthrottled_time 50000\nnr_bursts 3\nburst_time 40\n",
+	"cpu.shares":                                "512\n",
+	"cpu.cfs_quota_us":                          "-1\n",
+	"cpu.cfs_period_us":                         "100000\n",
+	"cpuset.cpus":                               "0\n",
+	"cpuset.mems":                               "0\n",
+	"memory.usage_in_bytes":                     "10000\n",
+	"memory.max_usage_in_bytes":                 "15000\n",
+	"memory.failcnt":                            "9\n",
+	"memory.kmem.usage_in_bytes":                "800\n",
+	"memory.soft_limit_in_bytes":                "9223372036854771712\n",
+	"memory.limit_in_bytes":                     "20000\n",
+	"memory.memsw.usage_in_bytes":               "10300\n",
+	"memory.memsw.limit_in_bytes":               "9223372036854771712\n",
+	"memory.stat":                               "cache 1\nrss 1\ninactive_file 1\ntotal_cache 5000\ntotal_rss 4000\ntotal_pgfault 11\ntotal_pgmajfault 3\ntotal_inactive_file 3000\ntotal_active_file 2000\ntotal_mapped_file 1500\npgfault 10\npgmajfault 2\n",
+	"memory.oom_control":                        "oom_kill_disable 0\nunder_oom 0\noom_kill 4\n",
+	"pids.current":                              "5\n",
+	"pids.max":                                  "100\n",
 	"blkio.throttle.io_service_bytes_recursive": "8:0 Read 4096\n8:0 Write 8192\n8:0 Sync 1\n8:0 Async 1\n8:0 Discard 0\n8:0 Total 12288\nTotal 12288\n",
 	"blkio.throttle.io_serviced_recursive":      "8:0 Read 1\n8:0 Write 2\n8:0 Total 3\nTotal 3\n",
 	"hugetlb.2MB.usage_in_bytes":                "0\n",
@@ -165,14 +208,15 @@ var v1Files = map[string]string{
 
 func TestStatsV1(t *testing.T) {
 	g := fixture(t, V1, v1Files)
-	s, err := g.Stats()
+	s, err := g.Details()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := (CPUStats{3e6, 20e6, 10e6, 7, 2, 50e3}); s.CPU != want {
+	if want := (CPUStats{3e6, 20e6, 10e6, 7, 2, 50e3, 3, 40}); s.CPU != want {
 		t.Errorf("cpu %+v, want %+v", s.CPU, want)
 	}
-	if want := (MemoryStats{Usage: 10000, WorkingSet: 7000, RSS: 4000, Cache: 5000, Limit: 20000, Available: 13000, PageFaults: 11, MajorPageFaults: 3}); s.Memory != want {
+	if want := (MemoryStats{Usage: 10000, WorkingSet: 7000, RSS: 4000, Cache: 5000, Limit: 20000, Available: 13000, PageFaults: 11, MajorPageFaults: 3,
+		MappedFile: 1500, ActiveFile: 2000, InactiveFile: 3000, OwnPageFaults: 10, OwnMajorPageFaults: 2}); s.Memory != want {
 		t.Errorf("memory %+v, want %+v", s.Memory, want)
 	}
 	if want := (SwapStats{300, Unlimited, 0}); s.Swap != want {
@@ -181,6 +225,7 @@ func TestStatsV1(t *testing.T) {
 	if want := []IOStats{{8, 0, 4096, 8192, 1, 2}}; !reflect.DeepEqual(s.IO, want) {
 		t.Errorf("io %+v, want %+v", s.IO, want)
 	}
+	checkDetails(t, s, Unlimited)
 	if n, err := g.OOMKills(); n != 4 || err != nil {
 		t.Errorf("oom kills %d, %v; want 4", n, err)
 	}

@@ -38,6 +38,10 @@ func (g *Group) cpuV1(s *Stats) error {
 			s.CPU.ThrottledPeriods = n
 		case "throttled_time":
 			s.CPU.Throttled = n
+		case "nr_bursts":
+			s.CPU.Bursts = n
+		case "burst_time":
+			s.CPU.Burst = n
 		}
 	})
 	return nil
@@ -50,11 +54,18 @@ func (g *Group) memoryV1(s *Stats) error {
 	if err != nil {
 		return err
 	}
-	var inactive uint64
 	keyed(b, func(key string, n uint64) {
 		switch key {
 		case "total_inactive_file":
-			inactive = n
+			s.Memory.InactiveFile = n
+		case "total_active_file":
+			s.Memory.ActiveFile = n
+		case "total_mapped_file":
+			s.Memory.MappedFile = n
+		case "pgfault":
+			s.Memory.OwnPageFaults = n
+		case "pgmajfault":
+			s.Memory.OwnMajorPageFaults = n
 		case "total_rss":
 			s.Memory.RSS = n
 		case "total_cache":
@@ -71,8 +82,8 @@ func (g *Group) memoryV1(s *Stats) error {
 	if err := cmp.Or(err1, err2); err != nil {
 		return err
 	}
-	s.Memory.WorkingSet = s.Memory.Usage - min(inactive, s.Memory.Usage)
-	return g.swapV1(s)
+	s.Memory.WorkingSet = s.Memory.Usage - min(s.Memory.InactiveFile, s.Memory.Usage)
+	return optional(g.swapV1(s))
 }
 
 // swapV1 subtracts: memsw counts memory and swap together. The files are
@@ -86,6 +97,7 @@ func (g *Group) swapV1(s *Stats) error {
 	if err != nil {
 		return err
 	}
+	s.Has.Swap = true
 	s.Swap.Usage = both - min(s.Memory.Usage, both)
 	s.Swap.Limit = Unlimited
 	if limit != Unlimited && s.Memory.Limit != Unlimited {
@@ -96,7 +108,7 @@ func (g *Group) swapV1(s *Stats) error {
 
 // ioV1 prefers the throttle figures: those of the bfq scheduler exist only for
 // devices that use it. Lines are "8:0 Read 4096" and one "Total n".
-func (g *Group) ioV1(s *Stats) error {
+func (g *Group) ioV1(s *Details) error {
 	bytes, err := g.read("blkio", "blkio.throttle.io_service_bytes_recursive")
 	if err != nil {
 		return err

@@ -30,6 +30,10 @@ func (g *Group) cpuV2(s *Stats) error {
 			s.CPU.ThrottledPeriods = n
 		case "throttled_usec":
 			s.CPU.Throttled = n * us
+		case "nr_bursts":
+			s.CPU.Bursts = n
+		case "burst_usec":
+			s.CPU.Burst = n * us
 		}
 	})
 	return nil
@@ -40,11 +44,14 @@ func (g *Group) memoryV2(s *Stats) error {
 	if err != nil {
 		return err
 	}
-	var inactive uint64
 	keyed(b, func(key string, n uint64) {
 		switch key {
 		case "inactive_file":
-			inactive = n
+			s.Memory.InactiveFile = n
+		case "active_file":
+			s.Memory.ActiveFile = n
+		case "file_mapped":
+			s.Memory.MappedFile = n
 		case "anon":
 			s.Memory.RSS = n
 		case "file":
@@ -58,15 +65,16 @@ func (g *Group) memoryV2(s *Stats) error {
 	var err1, err2, err3, err4 error
 	s.Memory.Usage, err1 = g.number("memory", "memory.current")
 	s.Memory.Limit, err2 = g.number("memory", "memory.max")
-	s.Memory.WorkingSet = s.Memory.Usage - min(inactive, s.Memory.Usage)
+	s.Memory.WorkingSet = s.Memory.Usage - min(s.Memory.InactiveFile, s.Memory.Usage)
 	// The swap files are missing where the kernel has no swap.
 	s.Swap.Usage, err3 = g.number("memory", "memory.swap.current")
 	s.Swap.Limit, err4 = g.number("memory", "memory.swap.max")
+	s.Has.Swap = err3 == nil && err4 == nil
 	return cmp.Or(err1, err2, optional(err3), optional(err4))
 }
 
 // ioV2 reads lines such as "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0".
-func (g *Group) ioV2(s *Stats) error {
+func (g *Group) ioV2(s *Details) error {
 	b, err := g.read("io", "io.stat")
 	if err != nil {
 		return err
@@ -105,7 +113,7 @@ func (g *Group) ioV2(s *Stats) error {
 
 // hugetlb reads both versions: they differ in the names of two files. The page
 // sizes are those of the machine.
-func (g *Group) hugetlb(s *Stats) error {
+func (g *Group) hugetlb(s *Details) error {
 	usage, limit := ".usage_in_bytes", ".limit_in_bytes"
 	if g.v2("hugetlb") {
 		usage, limit = ".current", ".max"
@@ -122,6 +130,7 @@ func (g *Group) hugetlb(s *Stats) error {
 		if st.Limit > 1<<62 {
 			st.Limit = Unlimited
 		}
+		g.hugetlbHistory(&st)
 		s.Hugetlb = append(s.Hugetlb, st)
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 	"net"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // loopbackIndex is the kernel's: lo is the first interface of every network namespace.
@@ -42,7 +43,7 @@ type Interface struct {
 func Stats(path string) ([]Interface, error) {
 	var list []Interface
 	err := Do(path, func() error {
-		h, err := netlink.NewHandle()
+		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 		if err != nil {
 			return fmt.Errorf("open netlink: %w", err)
 		}
