@@ -23,6 +23,7 @@ cat /proc/self/attr/current 2>/dev/null; cat /proc/self/personality /proc/self/c
 env
 id
 stat -c '%u %g %a' /proc/$$/exe /proc/$$/fd
+busybox awk '/_ses.nsx/{print $5,$6,$7}' /proc/keys 2>/dev/null | busybox sort -u
 cat /proc/self/loginuid; echo; cat /proc/self/sessionid; echo
 `
 
