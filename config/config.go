@@ -99,6 +99,10 @@ type Builtin struct {
 
 // Images configures pulling and keeping images.
 type Images struct {
+	// Folder of containers' writable layers, where these are to be on another file system
+	// than the images; "" keeps them with the images. Containers that exist when it
+	// changes stay where they are.
+	ContainerRoot string `toml:"container_root"`
 	// Folders with one sub-folder per registry that holds a hosts.toml: mirrors, TLS and
 	// request headers. The first folder that knows a registry counts. They are
 	// read at every pull.

@@ -128,7 +128,7 @@ func TestValidateTellsEverything(t *testing.T) {
 	cfg.Network.ConfDir = "net.d"
 	cfg.Network.BinDirs = []string{"bin"}
 	cfg.Network.Builtin = Builtin{Bridge: "much-too-long-name", Subnets: []string{"10.0.0.1/16", "10.1.0.0/16", "x"}}
-	cfg.Images = Images{RegistryDirs: []string{"certs.d"}, MaxParallel: 0, MinRate: -1, TokenHosts: []string{"https://auth/"}, CredentialsDir: "credentials", Verify: map[string]Verify{"team": {Require: "maybe", Keys: []string{"team.pub"}}}, Pinned: []string{"pause"}}
+	cfg.Images = Images{ContainerRoot: "layers", RegistryDirs: []string{"certs.d"}, MaxParallel: 0, MinRate: -1, TokenHosts: []string{"https://auth/"}, CredentialsDir: "credentials", Verify: map[string]Verify{"team": {Require: "maybe", Keys: []string{"team.pub"}}}, Pinned: []string{"pause"}}
 	err := cfg.Validate()
 	if err == nil {
 		t.Fatal("no error")

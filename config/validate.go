@@ -73,6 +73,14 @@ func (c Config) validateFolders(p *problems) {
 	if strings.ContainsAny(root, ",:\\") {
 		p.addf("root", "%q has a comma, colon or backslash in it, which overlay mounts cannot take", c.Root)
 	}
+	if c.Images.ContainerRoot != "" {
+		p.absolute("images.container_root", c.Images.ContainerRoot)
+		for _, other := range []string{root, state} {
+			if own := filepath.Clean(c.Images.ContainerRoot); own == "/" || own == other || strings.HasPrefix(own, other+"/") || strings.HasPrefix(other, own+"/") {
+				p.addf("images.container_root", "%s and %s must not be one inside the other", own, other)
+			}
+		}
+	}
 	if root == state || strings.HasPrefix(root, state+"/") || strings.HasPrefix(state, root+"/") {
 		p.addf("state", "%s and root %s must not be one inside the other", state, root)
 	}

@@ -165,8 +165,9 @@ func (f *fakeImages) List() []imagestore.Image {
 	}
 	return list
 }
-func (f *fakeImages) Admit(string, string) error                 { return nil }
-func (f *fakeImages) Remove(_ context.Context, ref string) error { return f.remove(ref) }
+func (f *fakeImages) ContainerUsage(context.Context) (imagestore.Usage, error) { return f.Usage() }
+func (f *fakeImages) Admit(string, string) error                               { return nil }
+func (f *fakeImages) Remove(_ context.Context, ref string) error               { return f.remove(ref) }
 func (f *fakeImages) Usage() (imagestore.Usage, error) {
 	return imagestore.Usage{Path: "/var/lib/noded/images", Bytes: 42, Inodes: 7}, nil
 }

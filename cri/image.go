@@ -107,20 +107,28 @@ func (s *Server) RemoveImage(ctx context.Context, req *api.RemoveImageRequest) (
 	return &api.RemoveImageResponse{}, nil
 }
 
-// ImageFsInfo measures the file system of images, which is that of the
-// containers' writable layers too.
-func (s *Server) ImageFsInfo(context.Context, *api.ImageFsInfoRequest) (*api.ImageFsInfoResponse, error) {
-	usage, err := s.images.Usage()
+// ImageFsInfo measures the file systems of images and of containers' writable
+// layers. Where both are one, both lists are the same: the kubelet tells one
+// from two by the mount points.
+func (s *Server) ImageFsInfo(ctx context.Context, _ *api.ImageFsInfoRequest) (*api.ImageFsInfoResponse, error) {
+	images, err := s.images.Usage()
 	if err != nil {
 		return nil, err
 	}
-	list := []*api.FilesystemUsage{{
+	containers, err := s.images.ContainerUsage(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &api.ImageFsInfoResponse{ImageFilesystems: usageList(images), ContainerFilesystems: usageList(containers)}, nil
+}
+
+func usageList(u imagestore.Usage) []*api.FilesystemUsage {
+	return []*api.FilesystemUsage{{
 		Timestamp:  time.Now().UnixNano(),
-		FsId:       &api.FilesystemIdentifier{Mountpoint: usage.Path},
-		UsedBytes:  &api.UInt64Value{Value: usage.Bytes},
-		InodesUsed: &api.UInt64Value{Value: usage.Inodes},
+		FsId:       &api.FilesystemIdentifier{Mountpoint: u.Path},
+		UsedBytes:  &api.UInt64Value{Value: u.Bytes},
+		InodesUsed: &api.UInt64Value{Value: u.Inodes},
 	}}
-	return &api.ImageFsInfoResponse{ImageFilesystems: list, ContainerFilesystems: list}, nil
 }
 
 func byID(image imagestore.Image, name string) bool {

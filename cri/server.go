@@ -71,7 +71,8 @@ type Images interface {
 	Admit(id, name string) error // whether the policy lets it be run under that name
 	Remove(ctx context.Context, ref string) error
 	Usage() (imagestore.Usage, error)
-	Pulls() []imagestore.Progress // pulls under way
+	ContainerUsage(ctx context.Context) (imagestore.Usage, error) // writable layers; Usage where images are
+	Pulls() []imagestore.Progress                                 // pulls under way
 }
 
 // Options are what a Server is made of. Sandboxes, Images, Streams and Log

@@ -2,6 +2,8 @@ package imagestore
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -54,16 +56,16 @@ func (s *Store) discard(name string, bytes, inodes int64) {
 	}
 }
 
-// reaper empties the trash folder.
+// reaper empties the trash folders.
 type reaper struct {
-	dir           string
+	dirs          []string
 	log           logrus.FieldLogger
 	wake          chan struct{}
 	bytes, inodes atomic.Int64 // announced and not yet deleted
 }
 
-func newReaper(dir string, log logrus.FieldLogger) *reaper {
-	r := &reaper{dir: dir, log: log, wake: make(chan struct{}, 1)}
+func newReaper(dirs []string, log logrus.FieldLogger) *reaper {
+	r := &reaper{dirs: dirs, log: log, wake: make(chan struct{}, 1)}
 	r.wake <- struct{}{} // for what the process before this one left
 	return r
 }
@@ -95,7 +97,18 @@ func (r *reaper) run(ctx context.Context) {
 
 // empty deletes what is there now; false if something is left.
 func (r *reaper) empty(ctx context.Context) bool {
-	entries, err := os.ReadDir(r.dir)
+	clean := true
+	for _, dir := range r.dirs {
+		clean = r.emptyDir(ctx, dir) && clean
+	}
+	return clean
+}
+
+func (r *reaper) emptyDir(ctx context.Context, dir string) bool {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return true // of a file system that is not there any more
+	}
 	if err != nil {
 		r.log.WithError(err).Warn("read trash folder")
 		return false
@@ -105,7 +118,7 @@ func (r *reaper) empty(ctx context.Context) bool {
 		if ctx.Err() != nil {
 			return false
 		}
-		if err := os.RemoveAll(filepath.Join(r.dir, e.Name())); err != nil {
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
 			r.log.WithError(err).Warn("delete from trash folder")
 			clean = false
 		}

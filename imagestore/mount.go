@@ -27,6 +27,8 @@ type mountRecord struct {
 	Image   string       `json:"image"`
 	Stack   []string     `json:"stack"`
 	Root    layer.Folder `json:"root"`
+	// Writable is the folder of upper and work; "" is the record's own.
+	Writable string `json:"writable,omitempty"`
 	// IDs is the map of the container's user namespace; nil: the node's ids.
 	IDs *idmap.Mapping `json:"ids,omitempty"`
 
@@ -117,6 +119,9 @@ func (s *Store) claim(req MountRequest) (rec *mountRecord, isNew bool, err error
 		return nil, false, err
 	}
 	rec = &mountRecord{Version: recordVersion, Image: img.ID, Stack: img.Stack, Root: img.Root, IDs: req.UserNS.ids()}
+	if s.own != "" {
+		rec.Writable = s.own.layer(req.ID)
+	}
 	s.mounts[req.ID] = rec
 	rec.held = s.holdLocked(rec.Stack)
 	return rec, true, nil
@@ -137,7 +142,7 @@ func (s *Store) mount(req MountRequest, rec *mountRecord) error {
 	if err := atomicfile.Write(filepath.Join(dir, mountFile), data, 0o600); err != nil {
 		return err
 	}
-	upper, work := filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+	upper, work := filepath.Join(s.writable(id, rec), "upper"), filepath.Join(s.writable(id, rec), "work")
 	if err := os.RemoveAll(work); err != nil {
 		return fmt.Errorf("empty work folder: %w", err)
 	}
@@ -204,6 +209,11 @@ func (s *Store) destroy(id string) error {
 	if err := overlay.Unmount(s.rootfs(id)); err != nil {
 		return err
 	}
+	for _, a := range s.areas {
+		if err := s.throwAway(a, id); err != nil {
+			return fmt.Errorf("delete writable layer: %w", err)
+		}
+	}
 	name := s.newName("container")
 	err := os.Rename(s.path(containersDir, id), s.path(trashDir, name))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -252,15 +262,26 @@ func (s *Store) Mounts() []string {
 // below it, a file with several names counted once.
 func (s *Store) WritableUsage(ctx context.Context, id string) (Usage, error) {
 	s.mu.Lock()
-	known := s.mounts[id] != nil
+	rec := s.mounts[id]
 	s.mu.Unlock()
-	if !known {
+	if rec == nil {
 		return Usage{}, kind.Errorf(kind.NotFound, "no root filesystem of %s", id)
 	}
-	upper := s.path(containersDir, id, "upper")
-	u := Usage{Path: upper}
+	u, err := measureTree(ctx, filepath.Join(s.writable(id, rec), "upper"))
+	if err != nil {
+		return Usage{}, fmt.Errorf("measure writable layer of %s: %w", id, err)
+	}
+	u.Path = s.opts.Root
+	if rec.Writable != "" {
+		u.Path = filepath.Dir(filepath.Dir(rec.Writable)) // as ContainerUsage has it
+	}
+	return u, nil
+}
+
+func measureTree(ctx context.Context, dir string) (Usage, error) {
+	u := Usage{Path: dir}
 	linked := map[uint64]bool{}
-	err := filepath.WalkDir(upper, func(_ string, e fs.DirEntry, err error) error {
+	err := filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
 		if e := ctx.Err(); e != nil {
 			return e
 		}
@@ -280,10 +301,7 @@ func (s *Store) WritableUsage(ctx context.Context, id string) (Usage, error) {
 		count(&u, info, linked)
 		return nil
 	})
-	if err != nil {
-		return Usage{}, fmt.Errorf("measure writable layer of %s: %w", id, err)
-	}
-	return u, nil
+	return u, err
 }
 
 func count(u *Usage, info fs.FileInfo, linked map[uint64]bool) {

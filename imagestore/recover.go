@@ -17,7 +17,7 @@ import (
 // stops it: what cannot be read is set aside and logged, what was half made is
 // deleted, what nothing uses is freed.
 func (s *Store) recover(ctx context.Context) error {
-	for _, step := range []func() error{s.recoverStaging, s.recoverLayers, s.recoverImages, s.recoverMounts, s.recoverBlobs} {
+	for _, step := range []func() error{s.recoverStaging, s.recoverLayers, s.recoverImages, s.recoverMounts, s.recoverAreas, s.recoverBlobs} {
 		if err := ctx.Err(); err != nil {
 			return err
 		}

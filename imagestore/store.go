@@ -26,6 +26,7 @@ import (
 // Options configures a Store. Only Root is required.
 type Options struct {
 	Root            string        // folder of the store; made if missing
+	ContainerRoot   string        // folder of writable layers on another file system; "" is below Root
 	RegistryDirs    []string      // hosts.toml folders, as /etc/containerd/certs.d
 	DockerConfig    string        // Docker's config.json, for credentials; "" none
 	NamespaceDir    string        // folder of such files for pods of one namespace: "<namespace>.json"; "" none
@@ -73,6 +74,12 @@ type Store struct {
 	stop     context.CancelFunc
 	workers  sync.WaitGroup
 	trash    *reaper
+
+	// Set when the store is opened.
+	areas    []area // all folders of writable layers beside Root
+	own      area   // that of new ones; "" is Root
+	areaLock *os.File
+	gauge    gauge
 }
 
 // layerState is a layer that is whole and durable.
@@ -131,11 +138,11 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		return nil, fmt.Errorf("open image store %s: %w", o.Root, err)
 	}
 	if err := s.recover(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("open image store %s: %w", o.Root, err), s.lock.Close(), s.rootFD.Close())
+		return nil, errors.Join(fmt.Errorf("open image store %s: %w", o.Root, err), s.closeFiles())
 	}
 	working, stop := context.WithCancel(context.WithoutCancel(ctx))
 	s.stop = stop
-	s.trash = newReaper(s.path(trashDir), s.log)
+	s.trash = newReaper(s.trashes(), s.log)
 	s.workers.Go(func() { s.trash.run(working) })
 	s.unmapped = s.tryMapped()
 	s.publish()
@@ -162,7 +169,10 @@ func (s *Store) folders() (err error) {
 	}
 	if err := unix.Flock(int(s.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		err = kind.Errorf(kind.Unavailable, "another process uses it: %w", err)
-		return errors.Join(err, s.lock.Close(), s.rootFD.Close())
+		return errors.Join(err, s.closeFiles())
+	}
+	if err := s.openAreas(); err != nil {
+		return errors.Join(err, s.closeFiles())
 	}
 	return nil
 }
@@ -207,7 +217,15 @@ func (s *Store) Close() error {
 	s.mu.Unlock()
 	s.stop()
 	s.workers.Wait()
-	return errors.Join(s.lock.Close(), s.rootFD.Close())
+	return s.closeFiles()
+}
+
+func (s *Store) closeFiles() error {
+	var err error
+	if s.areaLock != nil {
+		err = s.areaLock.Close()
+	}
+	return errors.Join(err, s.lock.Close(), s.rootFD.Close())
 }
 
 var errClosing = errors.New("the image store is closing")

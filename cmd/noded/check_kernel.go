@@ -102,22 +102,30 @@ func kernelVersion(release string) (major, minor int, err error) {
 	return major, minor, nil
 }
 
-// overlay makes an overlay file system of temporary folders where images will
-// lie, without attaching it to any mount point, and lets it go again.
+// overlay makes an overlay file system of temporary folders where images and
+// writable layers will lie, without attaching it to any mount point, and lets it
+// go again.
 func (i *inspector) overlay() {
 	if os.Geteuid() != 0 {
 		return
 	}
-	below := existing(i.cfg.Root)
+	i.overlayOn("root", i.cfg.Root)
+	if dir := i.cfg.Images.ContainerRoot; dir != "" {
+		i.overlayOn("images.container_root", dir)
+	}
+}
+
+func (i *inspector) overlayOn(key, path string) {
+	below := existing(path)
 	dir, err := os.MkdirTemp(below, ".noded-check-")
 	if err != nil {
-		i.add(levelFail, "overlayfs", "cannot be tried: "+err.Error(), "make "+i.cfg.Root+" writable, or set root to a folder that is")
+		i.add(levelFail, "overlayfs", "cannot be tried: "+err.Error(), "make "+path+" writable, or set "+key+" to a folder that is")
 		return
 	}
 	defer os.RemoveAll(dir)
 	if err := tryOverlay(dir); err != nil {
 		i.add(levelFail, "overlayfs", fmt.Sprintf("does not work on %s: %v", below, err),
-			"load the module (modprobe overlay), and put root on ext4, xfs (ftype=1), btrfs or tmpfs, not on overlayfs or NFS")
+			"load the module (modprobe overlay), and put "+key+" on ext4, xfs (ftype=1), btrfs or tmpfs, not on overlayfs or NFS")
 		return
 	}
 	i.ok("overlayfs", "works on %s, with volatile mounts", below)

@@ -93,7 +93,7 @@ func (d *daemon) openImages(ctx context.Context) (c io.Closer, err error) {
 func imageOptions(cfg config.Config) imagestore.Options {
 	i := cfg.Images
 	return imagestore.Options{
-		Root: filepath.Join(cfg.Root, "images"), RegistryDirs: i.RegistryDirs,
+		Root: filepath.Join(cfg.Root, "images"), ContainerRoot: i.ContainerRoot, RegistryDirs: i.RegistryDirs,
 		MaxLayersAtOnce: i.MaxParallel, MinRate: int64(i.MinRate),
 		TokenHosts: i.TokenHosts, Pinned: i.Pinned, Policy: imagePolicy(i),
 		DockerConfig: dockerConfig(), NamespaceDir: i.CredentialsDir,
