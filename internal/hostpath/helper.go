@@ -14,6 +14,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"noded.dev/noded/internal/kind"
 )
 
 // question is what a helper is asked, as JSON on its standard input.
@@ -25,11 +27,11 @@ type question struct {
 // ask has a helper look at paths. It returns the answers there are when the
 // helper has ended or ctx has.
 func (r *Resolver) ask(ctx context.Context, paths []string, at func(string)) ([]answer, error) {
-	at("wait for one of " + strconv.Itoa(MaxHelpers) + " look-ups of host paths to end")
+	at(fmt.Sprintf("wait for one of %d look-ups of host paths to end", cap(r.slots)))
 	select {
 	case r.slots <- struct{}{}:
 	case <-ctx.Done():
-		return nil, nil
+		return nil, kind.Errorf(kind.Unavailable, "%d look-ups of host paths are under way and do not end, see the processes named hostpath: %w", cap(r.slots), ctx.Err())
 	}
 	input, err := json.Marshal(question{paths, r.create})
 	if err != nil {
@@ -48,6 +50,9 @@ func (r *Resolver) ask(ctx context.Context, paths []string, at func(string)) ([]
 		at("look up host path " + paths[len(list)] + " on " + behind(paths[len(list)]))
 		select {
 		case a, ok := <-answers:
+			if !ok && ctx.Err() != nil {
+				return list, nil // it was killed
+			}
 			if !ok {
 				return list, <-failed
 			}

@@ -81,7 +81,7 @@ func (r *Resolver) Resolve(ctx context.Context, paths []string, at func(string))
 	switch {
 	case len(answers) == len(ask):
 		return found, nil
-	case limited.Err() != nil:
+	case limited.Err() != nil && err == nil:
 		return nil, silent(ctx, ask[len(answers)])
 	case err == nil:
 		err = errors.New("it ended")

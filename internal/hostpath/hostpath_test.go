@@ -114,6 +114,28 @@ func TestHangingHelper(t *testing.T) {
 	}
 }
 
+// TestManyHanging takes no more helpers than there may be; who gets none is
+// told so and does not wait for longer than its own deadline.
+func TestManyHanging(t *testing.T) {
+	r := resolver(t, "hanging", false)
+	r.slots = make(chan struct{}, 2)
+	missing := filepath.Join(t.TempDir(), "missing")
+	first, stop := context.WithCancel(context.Background())
+	defer stop()
+	for range 2 {
+		go r.Resolve(first, []string{missing}, nothing)
+	}
+	for len(r.slots) < 2 {
+		time.Sleep(time.Millisecond) // a place taken tells nobody
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	defer cancel()
+	_, err := r.Resolve(ctx, []string{missing}, nothing)
+	if !kind.Is(err, kind.Unavailable) || !strings.Contains(err.Error(), "2 look-ups") {
+		t.Errorf("kind %v: %v", kind.Of(err), err)
+	}
+}
+
 // TestNoHelper tells of a helper that cannot be started, or ends early.
 func TestNoHelper(t *testing.T) {
 	for _, command := range []string{"/no/such/helper", "/bin/false"} {
