@@ -59,6 +59,9 @@ func Mount(r Request) error {
 // mount hands paths to the kernel as /proc/self/fd/N, where they are long or
 // hold characters that option parsers give a meaning.
 func mount(r Request) error {
+	if legacy() {
+		return mountClassic(r)
+	}
 	o := opener{}
 	defer o.close()
 	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
@@ -80,7 +83,7 @@ func mount(r Request) error {
 		}
 		err = unix.FsconfigSetString(fd, "lowerdir+", p)
 		if i == 0 && errors.Is(err, unix.EINVAL) {
-			return mountClassic(r) // before Linux 6.8
+			return mountClassic(r) // Linux 6.5 to 6.7
 		}
 		if err != nil {
 			return explain(fd, fmt.Sprintf("add layer %d of %d", i+1, len(r.Lower)), err)
@@ -104,6 +107,18 @@ func mount(r Request) error {
 		return explain(fd, "create overlay", err)
 	}
 	return attach(fd, r)
+}
+
+// legacy tells overlayfs before Linux 6.5, which collects any options for one
+// page and looks at them only when the mount is made: it takes an option that
+// lacks its value.
+func legacy() bool {
+	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	return unix.FsconfigSetFlag(fd, "lowerdir") == nil
 }
 
 func setOption(fd int, o option) error {
