@@ -1,7 +1,7 @@
 package e2e
 
 import (
-	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -13,26 +13,23 @@ import (
 
 // TestLimits reads from the kernel what was asked for, and after a change of it.
 func TestLimits(t *testing.T) {
-	if _, err := os.Stat("/sys/fs/cgroup/memory"); err != nil {
-		t.Skip("the files of cgroup v1 are looked at")
-	}
 	n := start(t)
 	p := n.RunPod(t)
 	c := p.Run(t, "sleep 1000", func(c *cri.ContainerConfig) {
 		c.Linux.Resources = &cri.LinuxContainerResources{CpuShares: 512, CpuPeriod: 100000, CpuQuota: 50000, MemoryLimitInBytes: 64 << 20, CpusetCpus: "0", CpusetMems: "0", OomScoreAdj: 500}
 	})
-	assertLimits(t, c, limits{"512", "100000", "50000", "67108864", "0"})
+	assertLimits(t, c, limits{"512", "59", "100000", "50000", "67108864", "0"})
 	if got := c.Shell(t, "cat /proc/1/oom_score_adj /proc/self/oom_score_adj"); got != "500\n500\n" {
 		t.Errorf("oom_score_adj %q", got)
 	}
 	must(t, update(n, c.ID, &cri.LinuxContainerResources{CpuShares: 256, CpuPeriod: 50000, CpuQuota: 10000, MemoryLimitInBytes: 128 << 20, CpusetCpus: "0-1"}))
-	assertLimits(t, c, limits{"256", "50000", "10000", "134217728", "0-1"})
+	assertLimits(t, c, limits{"256", "35", "50000", "10000", "134217728", "0-1"})
 	if noded() {
 		if r := c.Status(t).GetResources().GetLinux(); r.GetCpuShares() != 256 || r.GetMemoryLimitInBytes() != 128<<20 || r.GetCpusetCpus() != "0-1" {
 			t.Errorf("status tells %v", r)
 		}
 		wantCode(t, update(n, c.ID, &cri.LinuxContainerResources{CpuShares: 300, CpusetCpus: "99"}), codes.InvalidArgument)
-		assertLimits(t, c, limits{"256", "50000", "10000", "134217728", "0-1"}) // all or nothing
+		assertLimits(t, c, limits{"256", "35", "50000", "10000", "134217728", "0-1"}) // all or nothing
 		wantCode(t, update(n, ended(t, p), &cri.LinuxContainerResources{CpuShares: 300}), codes.FailedPrecondition)
 	}
 }
@@ -44,18 +41,48 @@ func update(n *node.Node, id string, r *cri.LinuxContainerResources) error {
 	return err
 }
 
-// limits are the contents of cgroup files.
-type limits struct{ shares, period, quota, memory, cpus string }
+// limits are the contents of cgroup files. Runtimes make a weight for v2 of the
+// shares.
+type limits struct{ shares, weight, period, quota, memory, cpus string }
 
 func assertLimits(t *testing.T, c *node.Container, l limits) {
 	t.Helper()
-	for _, f := range []struct{ controller, file, want string }{
-		{"cpu", "cpu.shares", l.shares}, {"cpu", "cpu.cfs_period_us", l.period}, {"cpu", "cpu.cfs_quota_us", l.quota},
-		{"memory", "memory.limit_in_bytes", l.memory}, {"cpuset", "cpuset.cpus", l.cpus},
-	} {
-		if got := c.Cgroup(t, f.controller, f.file); got != f.want {
-			t.Errorf("%s is %q, want %q", f.file, got, f.want)
+	want := []string{l.shares, l.quota, l.memory, l.cpus}
+	if node.UnifiedCgroup() {
+		want[0], want[1] = l.weight, l.quota+" "+l.period
+	} else if got := c.Limit(t, "cpu.cfs_period_us", ""); got != l.period {
+		t.Errorf("cpu.cfs_period_us is %q, want %q", got, l.period)
+	}
+	got := []string{c.Limit(t, "cpu.shares", "cpu.weight"), c.Limit(t, "cpu.cfs_quota_us", "cpu.max"),
+		c.Limit(t, "memory.limit_in_bytes", "memory.max"), c.Limit(t, "cpuset.cpus", "cpuset.cpus")}
+	if !slices.Equal(got, want) {
+		t.Errorf("shares, quota, memory and cpus are %q, want %q", got, want)
+	}
+}
+
+// TestUnified sets files of cgroup v2 by name.
+func TestUnified(t *testing.T) {
+	n := start(t)
+	p := n.RunPod(t)
+	ask := func(c *cri.ContainerConfig) {
+		c.Linux.Resources = &cri.LinuxContainerResources{Unified: map[string]string{"memory.high": "33554432", "memory.oom.group": "1", "pids.max": "50"}}
+	}
+	if !node.UnifiedCgroup() {
+		config := node.ContainerConfig("c", "true")
+		ask(config)
+		_, err := p.TryCreate(config)
+		wantCode(t, err, codes.InvalidArgument)
+		return
+	}
+	c := p.Run(t, "sleep 1000", ask)
+	for file, want := range map[string]string{"memory.high": "33554432", "memory.oom.group": "1", "pids.max": "50"} {
+		if got := c.Limit(t, file, file); got != want {
+			t.Errorf("%s is %q, want %q", file, got, want)
 		}
+	}
+	must(t, update(n, c.ID, &cri.LinuxContainerResources{Unified: map[string]string{"memory.high": "16777216"}}))
+	if got := c.Limit(t, "memory.high", "memory.high"); got != "16777216" {
+		t.Errorf("memory.high is %q after the update", got)
 	}
 }
 

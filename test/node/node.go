@@ -131,7 +131,7 @@ func (n *Node) Launch() error {
 	if err := n.Begin(); err != nil {
 		return err
 	}
-	return n.Ready(20 * time.Second)
+	return n.Ready(2 * time.Minute)
 }
 
 // Begin starts the daemon and does not wait.

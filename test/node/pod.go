@@ -291,30 +291,6 @@ func pidsBelow(dir, name string) []int {
 	return pids
 }
 
-// Cgroup reads a file of the container's group in a v1 controller's hierarchy.
-func (c *Container) Cgroup(t testing.TB, controller, file string) string {
-	t.Helper()
-	for _, h := range hierarchies() {
-		if filepath.Base(h) != controller {
-			continue
-		}
-		var found string
-		filepath.WalkDir(filepath.Join(h, c.Pod.Node.Cgroup), func(path string, d os.DirEntry, err error) error {
-			if err == nil && d.IsDir() && strings.Contains(d.Name(), c.ID) {
-				found = path
-			}
-			return nil
-		})
-		data, err := os.ReadFile(filepath.Join(found, file))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return strings.TrimSpace(string(data))
-	}
-	t.Skipf("no v1 hierarchy of %s", controller)
-	return ""
-}
-
 // Eventually polls until ok says yes, for what has no event; it fails the test
 // after the limit.
 func Eventually(t testing.TB, what string, limit time.Duration, ok func() bool) {

@@ -55,7 +55,7 @@ func StartRegistry(login *Login) (*Registry, error) {
 	if err := r.cmd.Start(); err != nil {
 		return nil, err
 	}
-	if err := r.ready(10 * time.Second); err != nil {
+	if err := r.ready(time.Minute); err != nil {
 		r.Close()
 		return nil, err
 	}
