@@ -1,6 +1,6 @@
 # noded: `make` says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help build run test test-unit lint clean noded deps
+.PHONY: help build run test test-unit test-vm lint clean noded deps
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null | sed 's/^v//' || true)
 RUNC_VERSION := 1.5.2
@@ -32,6 +32,9 @@ test: build lint ## all tests (as root)
 
 test-unit: ## the tests that need neither root nor Debian packages
 	hack/test.sh unit
+
+test-vm: build ## the tests of cgroup v2, in a virtual machine with Debian's kernel
+	hack/vm.sh
 
 lint: ## gofmt, vet, staticcheck, the design's import rules and size budgets
 	hack/lint.sh

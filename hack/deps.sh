@@ -8,6 +8,7 @@ packages=(
   git curl jq ca-certificates
   busybox-static docker-registry containernetworking-plugins # what tests and the tutorial run
   iproute2 iptables nftables procps util-linux
+  qemu-system-x86 kmod systemd # the machine of make test-vm; its kernel is not installed, see vm.sh
 )
 
 missing=()
