@@ -62,8 +62,9 @@ containerLogMonitorInterval: 3s
 crashLoopBackOff: {maxContainerRestartPeriod: 2s}
 `
 
-// Start starts a kubelet on the node and waits until it answers. The caller must Close it.
-func Start(n *node.Node, binary string) (*Kubelet, error) {
+// Start starts a kubelet on the node and waits until it answers. more is put
+// at the end of its configuration file. The caller must Close it.
+func Start(n *node.Node, binary, more string) (*Kubelet, error) {
 	port, err := node.FreePort()
 	if err != nil {
 		return nil, err
@@ -77,7 +78,7 @@ func Start(n *node.Node, binary string) (*Kubelet, error) {
 		}
 	}
 	config := filepath.Join(k.Dir, "config.yaml")
-	if err := os.WriteFile(config, fmt.Appendf(nil, settings, k.Dir, n.Socket, n.Cgroup, port), 0o600); err != nil {
+	if err := os.WriteFile(config, fmt.Appendf(nil, settings+more, k.Dir, n.Socket, n.Cgroup, port), 0o600); err != nil {
 		return nil, err
 	}
 	log, err := os.Create(k.logFile())

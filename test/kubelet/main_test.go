@@ -11,8 +11,12 @@ import (
 	"noded.dev/noded/test/node"
 )
 
-// shared runs all pods of these tests.
-var shared *Kubelet
+// machine is what all kubelets of these tests use.
+var machine struct {
+	kubelet  string // its binary
+	daemon   string
+	registry *node.Registry
+}
 
 func TestMain(m *testing.M) {
 	if os.Geteuid() != 0 {
@@ -28,8 +32,7 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) (code int, err error) {
-	binary, err := Binary()
-	if err != nil {
+	if machine.kubelet, err = Binary(); err != nil {
 		return 0, err
 	}
 	dir, err := os.MkdirTemp("", "noded-kubelet-")
@@ -37,38 +40,53 @@ func run(m *testing.M) (code int, err error) {
 		return 0, err
 	}
 	defer os.RemoveAll(dir)
-	o := node.Options{}
 	if os.Getenv(node.Peer) == "" {
-		if o.Binary, err = node.Build(dir); err != nil {
+		if machine.daemon, err = node.Build(dir); err != nil {
 			return 0, err
 		}
 	}
-	if o.Registry, err = node.StartRegistry(nil); err != nil {
+	if machine.registry, err = node.StartRegistry(nil); err != nil {
 		return 0, err
 	}
-	defer o.Registry.Close()
+	defer machine.registry.Close()
 	files, err := node.Busybox()
 	if err != nil {
 		return 0, err
 	}
 	for ref, config := range map[string]v1.ImageConfig{"busybox:1": {Cmd: []string{"/bin/sh"}}, "pause:1": {Entrypoint: []string{"/bin/sleep", "infinity"}}} {
-		if _, err := o.Registry.Push(ref, config, files); err != nil {
+		if _, err := machine.registry.Push(ref, config, files); err != nil {
 			return 0, err
 		}
 	}
-	n, err := node.Start(o)
-	if err != nil {
+	data := []node.File{{Name: "dir/", Mode: 0o755}, {Name: "dir/file", Body: "from the image\n"}}
+	if _, err := machine.registry.Push("data:1", v1.ImageConfig{}, data); err != nil {
 		return 0, err
 	}
-	if shared, err = Start(n, binary); err == nil {
-		code = m.Run()
+	return m.Run(), nil
+}
+
+// start starts a daemon and a kubelet on it. Nothing of the kubelet, its pods
+// or the daemon may be left when the test ends.
+func start(t *testing.T, settings string) *Kubelet {
+	t.Helper()
+	n, err := node.Start(node.Options{Binary: machine.daemon, Registry: machine.registry})
+	if err != nil {
+		t.Fatal(err)
 	}
-	if code != 0 {
-		fmt.Printf("end of the kubelet's log:\n%s\nend of the daemon's log:\n%s\n", shared.LogTail(), n.LogTail())
+	k, err := Start(n, machine.kubelet, settings)
+	if k == nil {
+		t.Fatal(errors.Join(err, n.Close()))
 	}
-	// Nothing may be left after this: not of the kubelet, its pods or the daemon.
-	if left := errors.Join(shared.Close(), n.Close()); left != nil {
-		return 1, left
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("end of the kubelet's log:\n%s\nend of the daemon's log:\n%s", k.LogTail(), n.LogTail())
+		}
+		if err := errors.Join(k.Close(), n.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
-	return code, err
+	return k
 }

@@ -41,49 +41,49 @@ func shell(name, script string) core.Container {
 const forever = "; trap exit TERM; while :; do sleep 1 & wait; done"
 
 // apply runs a pod that is taken away at the test's end, and waited for.
-func apply(t *testing.T, p *core.Pod) {
+func apply(t *testing.T, k *Kubelet, p *core.Pod) {
 	t.Helper()
-	if err := shared.Apply(p); err != nil {
+	if err := k.Apply(p); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if _, err := os.Stat(shared.manifest(p.Name)); err == nil {
-			remove(t, p)
+		if _, err := os.Stat(k.manifest(p.Name)); err == nil {
+			remove(t, k, p)
 		}
 	})
 }
 
 // remove takes a pod away and waits until the kubelet has stopped it. The
 // kubelet's own list forgets a pod when it begins to stop it.
-func remove(t *testing.T, p *core.Pod) {
+func remove(t *testing.T, k *Kubelet, p *core.Pod) {
 	t.Helper()
-	if err := shared.Delete(p.Name); err != nil {
+	if err := k.Delete(p.Name); err != nil {
 		t.Fatal(err)
 	}
-	node.Eventually(t, "pod is stopped", time.Minute, func() bool { return stopped(p.Name + "-" + Name) })
+	node.Eventually(t, "pod is stopped", time.Minute, func() bool { return stopped(k, p.Name+"-"+Name) })
 }
 
-func stopped(name string) bool {
+func stopped(k *Kubelet, name string) bool {
 	ctx, cancel := node.Context()
 	defer cancel()
 	labels := map[string]string{"io.kubernetes.pod.name": name}
-	containers, err := shared.Node.Runtime.ListContainers(ctx, &cri.ListContainersRequest{Filter: &cri.ContainerFilter{LabelSelector: labels,
+	containers, err := k.Node.Runtime.ListContainers(ctx, &cri.ListContainersRequest{Filter: &cri.ContainerFilter{LabelSelector: labels,
 		State: &cri.ContainerStateValue{State: cri.ContainerState_CONTAINER_RUNNING}}})
 	if err != nil || len(containers.Containers) > 0 {
 		return false
 	}
-	pods, err := shared.Node.Runtime.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{Filter: &cri.PodSandboxFilter{LabelSelector: labels,
+	pods, err := k.Node.Runtime.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{Filter: &cri.PodSandboxFilter{LabelSelector: labels,
 		State: &cri.PodSandboxStateValue{State: cri.PodSandboxState_SANDBOX_READY}}})
 	return err == nil && len(pods.Items) == 0
 }
 
 // await waits until the kubelet says of the pod what ok asks for.
-func await(t *testing.T, p *core.Pod, what string, ok func(*core.PodStatus) bool) *core.PodStatus {
+func await(t *testing.T, k *Kubelet, p *core.Pod, what string, ok func(*core.PodStatus) bool) *core.PodStatus {
 	t.Helper()
 	var last *core.Pod
 	deadline := time.Now().Add(90 * time.Second)
 	for {
-		s, err := shared.Pod(p.Name)
+		s, err := k.Pod(p.Name)
 		if err == nil && s != nil {
 			last = s
 			if ok(&s.Status) {
@@ -120,14 +120,14 @@ func ready(s *core.PodStatus) bool {
 
 // disturb kills the daemon in the middle of a test, and demands that
 // afterwards the kubelet finds the pod's containers as they were.
-func disturb(t *testing.T, p *core.Pod) {
+func disturb(t *testing.T, k *Kubelet, p *core.Pod) {
 	t.Helper()
-	before := identities(await(t, p, "there", func(s *core.PodStatus) bool { return len(s.ContainerStatuses) > 0 }))
-	if err := shared.KillDaemon(); err != nil {
+	before := identities(await(t, k, p, "there", func(s *core.PodStatus) bool { return len(s.ContainerStatuses) > 0 }))
+	if err := k.KillDaemon(); err != nil {
 		t.Fatalf("restart the daemon: %v", err)
 	}
 	time.Sleep(2500 * time.Millisecond) // two rounds of the kubelet's look at all containers, which has no event
-	after := identities(await(t, p, "there", func(s *core.PodStatus) bool { return len(s.ContainerStatuses) > 0 }))
+	after := identities(await(t, k, p, "there", func(s *core.PodStatus) bool { return len(s.ContainerStatuses) > 0 }))
 	for name, id := range before {
 		if after[name] != id {
 			t.Errorf("after the daemon's death container %s is %s, was %s", name, after[name], id)

@@ -12,9 +12,9 @@ import (
 )
 
 // currentLog is the log file of a container's newest attempt, which is its name.
-func currentLog(t *testing.T, pod, container string) string {
+func currentLog(t *testing.T, k *Kubelet, pod, container string) string {
 	t.Helper()
-	logs, err := filepath.Glob(filepath.Join(shared.Dir, "logs", "default_"+pod+"-*", container, "*.log"))
+	logs, err := filepath.Glob(filepath.Join(k.Dir, "logs", "default_"+pod+"-*", container, "*.log"))
 	if err != nil {
 		t.Fatal(err)
 	}
