@@ -232,3 +232,39 @@ func TestNewestStatusFirst(t *testing.T) {
 		t.Errorf("containers %v, want %v", got, want)
 	}
 }
+
+// Containers of one pod change at once, as fast as they can: no event shows
+// another's change that is not announced yet.
+func TestEventsOfOnePod(t *testing.T) {
+	n := newNode(t)
+	p := n.pods[n.mustRun(t, "p")]
+	var list []*Container
+	for i := range 64 {
+		list = append(list, n.containers[n.mustCreate(t, p.id, fmt.Sprint("c", i))])
+	}
+	events := n.Subscribe()
+	defer events.Close()
+	var wg sync.WaitGroup
+	for _, c := range list {
+		wg.Go(func() {
+			for _, e := range []containerEvent{eventStart, eventStarted, eventExit} {
+				if _, _, err := c.move(e, func(*containerRecord) {}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	states := map[string]cri.ContainerState{}
+	for i, e := range drain(t, events) {
+		states[e.ContainerId] = stateAfter([]cri.ContainerEventType{e.ContainerEventType})
+		for _, s := range e.ContainersStatuses {
+			if s.State != states[s.Id] {
+				t.Fatalf("event %d shows %.8s as %v, it is %v by the events so far", i, s.Id, s.State, states[s.Id])
+			}
+		}
+	}
+	if len(states) != len(list) {
+		t.Errorf("%d containers had events", len(states))
+	}
+}
