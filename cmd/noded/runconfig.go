@@ -83,11 +83,13 @@ func (o runOptions) container() (*cri.ContainerConfig, error) {
 		WorkingDir: o.workdir,
 		Envs:       env,
 		Mounts:     mounts,
-		Labels:     map[string]string{"io.kubernetes.container.name": o.name},
-		LogPath:    o.name + ".log",
-		Stdin:      o.stdin,
-		StdinOnce:  o.stdin,
-		Tty:        o.tty,
+		Labels: map[string]string{
+			"io.kubernetes.container.name": o.name, "io.kubernetes.pod.name": o.name, "io.kubernetes.pod.namespace": "default",
+		},
+		LogPath:   o.name + ".log",
+		Stdin:     o.stdin,
+		StdinOnce: o.stdin,
+		Tty:       o.tty,
 		Linux: &cri.LinuxContainerConfig{Resources: resources, SecurityContext: &cri.LinuxContainerSecurityContext{
 			NamespaceOptions: &cri.NamespaceOption{Network: network, Pid: cri.NamespaceMode_CONTAINER},
 			Seccomp:          &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault},
