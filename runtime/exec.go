@@ -63,6 +63,9 @@ func (r *Runtime) open(ctx context.Context, req request, files []*os.File) (*net
 			if err == nil && rep.Error == nil {
 				return c, rep, got, nil
 			}
+			if err != nil && ctx.Err() != nil && req.Op == "exec" {
+				awaitEnd(ctx, c)
+			}
 			c.Close()
 			wire.CloseAll(got)
 			if err != nil { // it may have been started; the shim's end killed nothing yet
@@ -118,6 +121,7 @@ func (x *pipes) wait(ctx context.Context, c *net.UnixConn, f *os.File, pid int) 
 		pidfd.KillTree(f, pid)
 	}
 	if ctx.Err() != nil {
+		awaitEnd(ctx, c)
 		return 0, fmt.Errorf("exec: %w", ctx.Err())
 	}
 	if f != nil {
@@ -128,6 +132,23 @@ func (x *pipes) wait(ctx context.Context, c *net.UnixConn, f *os.File, pid int) 
 		pidfd.Reap(f)
 	}
 	return 0, kind.Errorf(kind.Unavailable, "exec: shim: %w", err)
+}
+
+// awaitEnd has the shim kill what it starts or has started for a caller whose
+// ctx has ended, and waits until it is collected: the caller may look for it at
+// once. One in D state ends later.
+func awaitEnd(ctx context.Context, c *net.UnixConn) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leftoverLimit)
+	defer cancel()
+	c.SetReadDeadline(time.Time{})
+	c.CloseWrite()
+	for {
+		_, files, err := receive(ctx, c)
+		wire.CloseAll(files)
+		if err != nil {
+			return // the end of the connection
+		}
+	}
 }
 
 type files map[string]*os.File

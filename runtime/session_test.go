@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -302,6 +304,40 @@ func TestExecTimeout(t *testing.T) {
 		}
 		eventually(t, "killed tree of "+script, func() bool { return !running("sleep\x007700") })
 	}
+}
+
+// Who is told that an exec was killed may look for it at once (the public
+// validation suite does): by then it is collected too.
+func TestExecTimeoutGone(t *testing.T) {
+	n := newNode(t)
+	req := n.shell("sleep 1000")
+	n.run(req)
+	before := children(t, n.shimPid())
+	for range 50 {
+		ctx, cancel := context.WithTimeout(n.ctx, 30*time.Millisecond)
+		_, err := n.Exec(ctx, ExecRequest{ID: req.ID, Args: []string{"sleep", "1000"}})
+		cancel()
+		if after := children(t, n.shimPid()); !errors.Is(err, context.DeadlineExceeded) || after != before {
+			t.Fatalf("%v; children of the shim %q, before %q", err, after, before)
+		}
+	}
+}
+
+// children lists a process's children, those that have ended and are not
+// collected among them.
+func children(t *testing.T, pid int) string {
+	t.Helper()
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	var list []string
+	for _, file := range threads {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			continue // the thread has ended
+		}
+		list = append(list, strings.Fields(string(data))...)
+	}
+	slices.Sort(list)
+	return strings.Join(list, " ")
 }
 
 // running looks for a process by its command line.
