@@ -61,6 +61,10 @@ type Runtime struct {
 	// What to do where the host path of a mount does not exist: "error" refuses the
 	// container, as the CRI says; "create" makes a folder, as containerd and CRI-O do.
 	MissingHostPath string `toml:"missing_host_path"`
+	// Whether running containers and pods can be checkpointed, and pods be restored from
+	// that. It takes CRIU (a command "criu" beside noded or in PATH) and a runtime that
+	// was built with it. See docs/checkpoint.md for what an attacker could make of it.
+	Checkpoint bool `toml:"checkpoint"`
 	// Handlers by name; the name is what a RuntimeClass calls its handler. A handler
 	// that is taken out here still serves the containers that were made with it.
 	Handlers map[string]Handler `toml:"handlers"`

@@ -46,6 +46,10 @@ type fakeSandboxes struct {
 	cidrs         []string
 }
 
+func (f *fakeSandboxes) CheckpointContainer(context.Context, string, string, time.Duration) error {
+	return kind.Errorf(kind.Unimplemented, "switched off")
+}
+
 // found records a call, and knows one container and one pod.
 func (f *fakeSandboxes) found(id string) error {
 	f.mu.Lock()

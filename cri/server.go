@@ -40,6 +40,9 @@ type Sandboxes interface {
 	ListContainers(filter *api.ContainerFilter) []*api.Container
 	UpdateContainer(ctx context.Context, req *api.UpdateContainerResourcesRequest) error
 	ReopenLog(ctx context.Context, id string) error
+	CheckpointContainer(ctx context.Context, id, location string, timeout time.Duration) error
+	CheckpointPod(ctx context.Context, req *api.CheckpointPodRequest) error
+	RestorePod(ctx context.Context, req *api.RestorePodRequest) (*api.RestorePodResponse, error)
 
 	// Exec runs a command and returns its exit code; when ctx ends, the
 	// command and all it started are killed.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # deps.sh installs the Debian packages that building and testing need, and does
-# nothing where they are all there.
+# nothing where they are all there. Arguments are further packages.
 set -euo pipefail
 
 packages=(
@@ -9,6 +9,7 @@ packages=(
   busybox-static docker-registry containernetworking-plugins # what tests and the tutorial run
   iproute2 iptables nftables procps util-linux
   qemu-system-x86 kmod systemd # the machine of make test-vm; its kernel is not installed, see vm.sh
+  "$@"
 )
 
 missing=()

@@ -16,6 +16,7 @@ if ((EUID != 0)); then
   echo "test.sh: run this as root (sudo make test): it makes namespaces, mounts and networks" >&2
   exit 1
 fi
+hack/criu.sh || echo "test.sh: there is no criu, tests of checkpoints are skipped" >&2
 # One package at a time: those that use networks or start daemons measure what
 # is left on the machine afterwards.
 go test -p 1 -count 1 -timeout 10m ./...

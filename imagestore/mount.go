@@ -88,7 +88,7 @@ func (s *Store) Mount(ctx context.Context, req MountRequest) (string, error) {
 	if !isNew && overlay.Mounted(s.rootfs(req.ID)) {
 		return s.rootfs(req.ID), nil
 	}
-	if err := s.mount(req, rec); err != nil {
+	if err := s.mount(ctx, req, rec); err != nil {
 		err = kind.Wrap(diskKind(err), fmt.Errorf("mount root filesystem of %s: %w", req.ID, err))
 		if isNew {
 			err = errors.Join(err, s.destroy(req.ID))
@@ -130,7 +130,7 @@ func (s *Store) claim(req MountRequest) (rec *mountRecord, isNew bool, err error
 // mount makes the folders, the record and the mount. Upper content of an
 // earlier mount is kept; the work folder is overlayfs's own and is made anew,
 // since a volatile mount that was cut off refuses to be mounted with it again.
-func (s *Store) mount(req MountRequest, rec *mountRecord) error {
+func (s *Store) mount(ctx context.Context, req MountRequest, rec *mountRecord) error {
 	id, dir := req.ID, s.path(containersDir, req.ID)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -151,7 +151,7 @@ func (s *Store) mount(req MountRequest, rec *mountRecord) error {
 			return err
 		}
 	}
-	if err := makeUpper(upper, rec); err != nil {
+	if err := s.makeUpper(ctx, req, rec, upper); err != nil {
 		return fmt.Errorf("make writable layer: %w", err)
 	}
 	mount := overlay.Request{Lower: make([]string, len(rec.Stack)), Upper: upper, Work: work, Target: s.rootfs(id)}
@@ -164,9 +164,9 @@ func (s *Store) mount(req MountRequest, rec *mountRecord) error {
 	return s.mountMapped(mount, dir, *req.UserNS)
 }
 
-// makeUpper makes the writable layer's folder, unless it is there. The root of
-// a mounted overlay looks as that does.
-func makeUpper(upper string, rec *mountRecord) error {
+// makeUpper makes the writable layer's folder with what it has at first, unless
+// it is there. The root of a mounted overlay looks as that does.
+func (s *Store) makeUpper(ctx context.Context, req MountRequest, rec *mountRecord, upper string) error {
 	root := rec.Root
 	if rec.IDs != nil {
 		var err error
@@ -181,7 +181,14 @@ func makeUpper(upper string, rec *mountRecord) error {
 	if err != nil {
 		return err
 	}
-	return layer.Apply(upper, root)
+	if err := layer.Apply(upper, root); err != nil || req.Diff == nil {
+		return err
+	}
+	if rec.IDs != nil {
+		return kind.Errorf(kind.Unimplemented, "a writable layer is not restored into a user namespace")
+	}
+	_, err = layer.Untar(ctx, upper, req.Diff, s.limits)
+	return err
 }
 
 // Unmount unmounts a container's root filesystem and volumes and deletes its

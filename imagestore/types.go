@@ -4,6 +4,7 @@
 package imagestore
 
 import (
+	"io"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -70,6 +71,8 @@ type MountRequest struct {
 	// root filesystem shows the image's owners as ids inside, and what the
 	// container writes belongs to the node's ids for those.
 	UserNS *UserNS
+
+	Diff io.Reader // what the writable layer has at first, as Diff writes it; nil nothing
 }
 
 // UserNS is a pod's user namespace.

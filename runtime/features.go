@@ -69,11 +69,15 @@ func (info *HandlerInfo) apply(out []byte) {
 		info.MountFlags[o] = true
 	}
 	info.RRO = info.MountFlags["rro"]
+	info.Checkpoint = f.Annotations[checkpointAnnotation] == "true"
 	if f.Linux != nil && slices.Contains(f.Linux.Namespaces, "user") {
 		m := f.Linux.MountExtensions
 		info.UserNS = m != nil && m.IDMap != nil && m.IDMap.Enabled != nil && *m.IDMap.Enabled
 	}
 }
+
+// checkpointAnnotation is how runc and crun say that they were built with CRIU.
+const checkpointAnnotation = "org.opencontainers.runc.checkpoint.enabled"
 
 // parseVersion reads "runc version 1.5.2" or "crun version 1.8.1".
 func parseVersion(out string) (name, version string) {

@@ -22,6 +22,8 @@ import (
 //	                                     the client closing first kills the process and what it started
 //	attach   stdout?, stderr?            reply(stdin?, pty?), then at its end reply
 //	                                     <- -> the client may send request{Op: "stdin-closed"} in between
+//	checkpoint                           reply; the client closing first makes it give up
+//	freeze                               reply, and after the client has closed its half, or all, reply{}
 //	upgrade  binary                      reply, and the connections of op watch end
 //
 // V is the protocol's version, now 1. Members are only ever added, so an old
@@ -35,6 +37,8 @@ type request struct {
 	ID        string                `json:",omitempty"`
 	TimeoutMS int64                 `json:",omitempty"` // limit of OCI runtime commands
 	Create    *CreateRequest        `json:",omitempty"`
+	Restore   *Restore              `json:",omitempty"` // checkpoint: where to
+	IDs       []string              `json:",omitempty"` // freeze
 	Signal    int                   `json:",omitempty"`
 	Resources *rspec.LinuxResources `json:",omitempty"`
 	Args      []string              `json:",omitempty"` // exec: the command; upgrade: the shim's own

@@ -26,6 +26,7 @@ type Options struct {
 
 	Handlers []Handler
 	Default  string // name of the handler for ""
+	Criu     string // absolute path of criu, for checkpoints; "" makes none
 	Log      *logrus.Entry
 }
 
@@ -37,6 +38,7 @@ type Runtime struct {
 	log         *logrus.Entry
 	handlers    map[string]HandlerInfo
 	defaultName string
+	criu        string
 	exits       chan Exit
 	stop        context.CancelFunc
 	work        sync.WaitGroup
@@ -49,6 +51,7 @@ type Runtime struct {
 	exitSeen  map[string]bool // until the container is deleted
 	reaping   map[string]bool
 	shims     shims
+	criuWorks bool // it was asked
 	renewing  bool // by UpgradeShim: the next end of the connection is no news
 }
 
@@ -69,7 +72,7 @@ const openLimit = 2 * time.Second
 // there can be no shim; missing OCI runtimes are reported by Handlers.
 func Open(ctx context.Context, o Options) (*Runtime, error) {
 	r := &Runtime{
-		dir: stateDir(o.StateDir), shimCommand: o.ShimCommand, log: o.Log, defaultName: o.Default,
+		dir: stateDir(o.StateDir), shimCommand: o.ShimCommand, log: o.Log, defaultName: o.Default, criu: o.Criu,
 		handlers: map[string]HandlerInfo{}, exits: make(chan Exit), exitMore: make(chan struct{}, 1),
 		link: link{changed: make(chan struct{})}, files: map[string]*os.File{}, exitSeen: map[string]bool{}, reaping: map[string]bool{},
 		shims: shims{pids: map[int]bool{}, ended: make(chan struct{}, 1), orphans: map[Process]bool{}},

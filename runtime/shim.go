@@ -316,6 +316,10 @@ func (s *shim) dispatch(ctx context.Context, c *net.UnixConn, req request, files
 	case "exec":
 		s.execCall(ctx, c, req, files)
 		return
+	case "freeze":
+		wire.CloseAll(files)
+		s.freezeCall(ctx, c, req)
+		return
 	case "attach":
 		s.attachCall(ctx, c, req, files)
 		return
@@ -367,6 +371,11 @@ func (s *shim) call(ctx context.Context, c *net.UnixConn, req request) (reply, e
 		stop := cancelOnClose(c, cancel)
 		defer stop()
 		return reply{}, s.withContainer(ctx, req.ID, func(c *container) error { return c.update(ctx, req.Resources) })
+	case "checkpoint":
+		// A caller that is gone will not use it.
+		stop := cancelOnClose(c, cancel)
+		defer stop()
+		return reply{}, s.withContainer(ctx, req.ID, func(c *container) error { return c.checkpoint(ctx, req.Restore) })
 	case "reopen":
 		return reply{}, s.reopen(req.ID)
 	}

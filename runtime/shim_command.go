@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"noded.dev/noded/internal/kind"
+	"noded.dev/noded/runtime/criu"
 )
 
 // maxMessage is how much of an OCI runtime's complaint an error carries, bytes.
@@ -35,6 +36,11 @@ type command struct {
 	// said, if set, is called once the command has ended, and returns what it
 	// wrote to stdio.
 	said func() string
+	env  []string // runtimeEnv if nil
+	// abort, if set, makes the command give up; it is killed only some time later.
+	abort func() error
+	// explain, if set, returns more of why it failed.
+	explain func() string
 }
 
 // runtimeEnv is all of the environment that an OCI runtime gets.
@@ -53,10 +59,13 @@ func (s *shim) run(ctx context.Context, c command) error {
 	}
 	cmd := exec.CommandContext(ctx, c.handler.Path, append(global, c.args...)...)
 	cmd.Env = runtimeEnv
+	if c.env != nil {
+		cmd.Env = c.env
+	}
 	cmd.Dir = "/"
 	// Should the shim die, a half-done command must not go on beside its successor's.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if c.args[0] != "start" {
+	if c.args[0] != "start" && c.abort == nil {
 		// Ends with the shim, since a successor repeats it. A start must not: cut
 		// off after it let the process go, it leaves a state in which a repeated
 		// one waits for that process for ever.
@@ -64,6 +73,9 @@ func (s *shim) run(ctx context.Context, c command) error {
 	}
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
 	cmd.WaitDelay = time.Second
+	if c.abort != nil {
+		cmd.Cancel, cmd.WaitDelay = c.abort, abortLimit
+	}
 	stderr := &capped{}
 	if c.stdio != nil {
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = c.stdio[0], c.stdio[1], c.stdio[2]
@@ -75,7 +87,7 @@ func (s *shim) run(ctx context.Context, c command) error {
 	}
 	// The kernel sends Pdeathsig when the forking thread ends, so keep that thread.
 	goruntime.LockOSThread()
-	err := cmd.Run()
+	err := runCommand(cmd, c.abort != nil)
 	goruntime.UnlockOSThread()
 	if c.said != nil {
 		io.WriteString(stderr, c.said())
@@ -91,6 +103,24 @@ func (s *shim) run(ctx context.Context, c command) error {
 	return c.failure(err, logPath, stderr.String())
 }
 
+// runCommand is cmd.Run; an abortable command is started with the signal
+// blocked that would kill it when it is to give up.
+func runCommand(cmd *exec.Cmd, abortable bool) error {
+	restore := func() {}
+	if abortable {
+		var err error
+		if restore, err = criu.BlockSignal(); err != nil {
+			return err
+		}
+	}
+	err := cmd.Start()
+	restore()
+	if err != nil {
+		return err
+	}
+	return cmd.Wait()
+}
+
 func (c command) failure(err error, logPath, stderr string) error {
 	message := lastLogError(logPath)
 	if message == "" {
@@ -99,13 +129,16 @@ func (c command) failure(err error, logPath, stderr string) error {
 	if message == "" {
 		message = err.Error()
 	}
+	if c.explain != nil {
+		message += ": " + c.explain()
+	}
 	if len(message) > maxMessage {
 		message = message[:maxMessage]
 	}
 	failed := kind.Errorf(kind.Aborted, "%s %s: %s", c.handler.Name, c.args[0], message)
 	code := startCode(message)
 	// Before the start any other failure is the node's, and may pass.
-	if c.args[0] == "start" || code != codeOther && (c.args[0] == "create" || c.args[0] == "exec") {
+	if c.args[0] == "start" || c.args[0] == "restore" || code != codeOther && (c.args[0] == "create" || c.args[0] == "exec") {
 		return kind.Wrap(kind.Aborted, &StartError{Code: code, Err: failed})
 	}
 	return failed

@@ -237,12 +237,15 @@ func (s *shim) killCgroup(ctx context.Context, req CreateRequest) error {
 // start and our child, so its pid cannot be another's in between.
 func (c *container) runCreate(ctx context.Context, req CreateRequest, stdio *stdio) error {
 	pidFile := c.path("pid")
-	args := []string{"create", "--bundle", req.Bundle, "--pid-file", pidFile}
+	args := []string{"--bundle", req.Bundle, "--pid-file", pidFile}
 	if req.Terminal {
 		args = append(args, "--console-socket", stdio.consolePath)
 	}
-	said := c.absorb()
-	cmd := command{handler: req.Runtime, dir: c.dir, args: append(args, req.ID), stdio: stdio.child, said: said.end}
+	cmd, err := c.createCommand(req, append(args, req.ID))
+	if err != nil {
+		return err
+	}
+	cmd.stdio = stdio.child
 	if err := c.s.run(ctx, cmd); err != nil {
 		return err
 	}
@@ -272,6 +275,14 @@ func (c *container) runCreate(ctx context.Context, req CreateRequest, stdio *std
 	}
 	c.setFile(filePty, pty)
 	return nil
+}
+
+func (c *container) createCommand(req CreateRequest, args []string) (command, error) {
+	if req.Restore.Images != "" {
+		return c.restoreCommand(req, args)
+	}
+	said := c.absorb()
+	return command{handler: req.Runtime, dir: c.dir, args: append([]string{"create"}, args...), said: said.end}, nil
 }
 
 func readPid(path string) (int, error) {

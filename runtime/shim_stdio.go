@@ -87,7 +87,7 @@ func (c *container) makeStdin(req CreateRequest) (*os.File, error) {
 		return nil, err
 	}
 	defer w.Close()
-	r, err := openFile(c.path("stdin"), unix.O_RDONLY)
+	r, err := openInherited(c.path("stdin"), unix.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}
@@ -110,7 +110,17 @@ func (c *container) makeFIFO(name string, flags int) (*os.File, error) {
 			return nil, fmt.Errorf("set owner of %s: %w", name, err)
 		}
 	}
-	return openFile(c.path(name), flags)
+	return openInherited(c.path(name), flags)
+}
+
+// openInherited opens what the container inherits. O_NOFOLLOW would stay with
+// it, and CRIU opens it with the same flags again, by a link of /proc.
+func openInherited(path string, flags int) (*os.File, error) {
+	fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	return os.NewFile(uintptr(fd), path), nil
 }
 
 // openFile opens without os.OpenFile's habit of making FIFOs non-blocking,

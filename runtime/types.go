@@ -21,6 +21,7 @@ type CreateRequest struct {
 	StdinOnce  bool    // close that stdin when the first attach that used it ends
 	StdioUID   uint32  // the node's id of the process's user, whom the streams belong to in a user namespace
 	CgroupsDir string  // the container's cgroup as in the OCI spec, for execs and kills
+	Restore    Restore `json:",omitzero"` // go on from a checkpoint, without Start
 }
 
 // Handler is an OCI runtime as a configuration names it.
@@ -40,6 +41,7 @@ type HandlerInfo struct {
 	Problem    string // why it cannot be used or is below the security floor; "" fine
 	Usable     bool   // false: creating with it fails
 	RRO        bool   // recursive read-only mounts
+	Checkpoint bool   // checkpoint and restore by CRIU
 	UserNS     bool   // user namespaces with idmapped mounts
 	MountFlags map[string]bool
 }

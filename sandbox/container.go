@@ -183,7 +183,7 @@ func (c *Container) request() runtime.CreateRequest {
 	return runtime.CreateRequest{
 		ID: c.id, Runtime: rec.Handler, Bundle: c.paths.bundle(), LogPath: rec.LogPath,
 		Terminal: c.config.Tty, Stdin: c.config.Stdin, StdinOnce: c.config.StdinOnce,
-		CgroupsDir: c.m.cgroups.Dir(rec.Cgroup),
+		CgroupsDir: c.m.cgroups.Dir(rec.Cgroup), Restore: c.fromCheckpoint(rec),
 	}
 }
 

@@ -47,12 +47,20 @@ func (c *Container) start(ctx context.Context, at func(string)) error {
 		return kind.Errorf(kind.Aborted, "start %s: %s", c.name(), refused.Message)
 	}
 	err := steps.Run(ctx, "start container", at,
-		steps.Step{Name: "start", Do: func(ctx context.Context) error { return c.m.runtime.Start(ctx, c.id) }},
+		steps.Step{Name: "start", Do: c.startProcess},
 	)
 	if err != nil {
 		return fmt.Errorf("start %s: %w", c.name(), errors.Join(err, c.startFailed(ctx, err)))
 	}
 	return c.started()
+}
+
+// startProcess may be repeated.
+func (c *Container) startProcess(ctx context.Context) error {
+	if c.record().Restore {
+		return c.restoreProcess(ctx)
+	}
+	return c.m.runtime.Start(ctx, c.id)
 }
 
 func (c *Container) started() error {

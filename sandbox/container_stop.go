@@ -11,6 +11,7 @@ import (
 
 	"noded.dev/noded/internal/kind"
 	"noded.dev/noded/internal/steps"
+	"noded.dev/noded/runtime"
 )
 
 // maxGrace bounds StopContainer's timeout; beyond it the request is a mistake
@@ -97,6 +98,9 @@ func (c *Container) kill(ctx context.Context) error {
 		return nil
 	case rec.StartError != nil:
 		c.refuse(*rec.StartError) // there is no process
+		return nil
+	case rec.Restore && rec.State == stateCreated: // nor here
+		c.finish(runtime.Exit{ID: c.id, Code: 128 + int(unix.SIGKILL), At: time.Now()}, reasonError, "it was stopped before it was restored")
 		return nil
 	}
 	c.noteOOMKills()

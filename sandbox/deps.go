@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"io"
 
 	rspec "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -36,6 +37,9 @@ type Images interface {
 	// Mapped returns nil if root filesystems can have mapped ids, as Mount's
 	// UserNS asks for, or why not; at once.
 	Mapped() error
+
+	// Diff writes a container's writable layer as the tar of an image layer.
+	Diff(ctx context.Context, id string, w io.Writer) error
 
 	// WritableUsage measures a container's writable layer.
 	WritableUsage(ctx context.Context, id string) (imagestore.Usage, error)
@@ -91,6 +95,23 @@ type Runtime interface {
 
 	// ReopenLog creates the log file anew at its path and writes there from then on.
 	ReopenLog(ctx context.Context, id string) error
+
+	// CanCheckpoint returns nil if containers of the handler can be checkpointed
+	// and restored; kind Unimplemented where that is switched off, Precondition
+	// where something is missing.
+	CanCheckpoint(ctx context.Context, h runtime.HandlerInfo) error
+
+	// Criu is the criu command that restores.
+	Criu() string
+
+	// Freeze stops all processes of the containers until thaw is called, this
+	// process ends or ctx's deadline passes. If thaw fails, they may still be
+	// frozen, or have gone on before.
+	Freeze(ctx context.Context, ids []string) (thaw func() error, err error)
+
+	// Checkpoint writes the state of a container's processes, which go on as
+	// they were in any case.
+	Checkpoint(ctx context.Context, req runtime.CheckpointRequest) error
 
 	// Exec runs a process and returns its exit code (126 cannot execute, 127
 	// not found). When ctx ends, the process and all it started are killed. It

@@ -31,6 +31,8 @@ type fakeRuntime struct {
 	start  func(ctx context.Context, id string) error
 	signal func(id string, signal int) (taken bool) // taken: the process does not end
 
+	noCheckpoints error // why it makes none
+
 	mu      sync.Mutex
 	held    map[string]*runtime.State
 	created int
@@ -114,10 +116,18 @@ func (f *fakeRuntime) Delete(_ context.Context, req runtime.CreateRequest) error
 func (f *fakeRuntime) Update(context.Context, runtime.CreateRequest, *rspec.LinuxResources) error {
 	return nil
 }
-func (f *fakeRuntime) ReopenLog(context.Context, string) error                { return nil }
-func (f *fakeRuntime) Exec(context.Context, runtime.ExecRequest) (int, error) { return 0, nil }
-func (f *fakeRuntime) Attach(context.Context, string, runtime.IO) error       { return nil }
-func (f *fakeRuntime) Exits() <-chan runtime.Exit                             { return f.exits }
+func (f *fakeRuntime) CanCheckpoint(context.Context, runtime.HandlerInfo) error {
+	return f.noCheckpoints
+}
+func (f *fakeRuntime) Criu() string { return "" }
+func (f *fakeRuntime) Freeze(context.Context, []string) (func() error, error) {
+	return func() error { return nil }, nil
+}
+func (f *fakeRuntime) Checkpoint(context.Context, runtime.CheckpointRequest) error { return nil }
+func (f *fakeRuntime) ReopenLog(context.Context, string) error                     { return nil }
+func (f *fakeRuntime) Exec(context.Context, runtime.ExecRequest) (int, error)      { return 0, nil }
+func (f *fakeRuntime) Attach(context.Context, string, runtime.IO) error            { return nil }
+func (f *fakeRuntime) Exits() <-chan runtime.Exit                                  { return f.exits }
 func (f *fakeRuntime) Containers(context.Context) (list []runtime.State, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -185,6 +195,8 @@ func (f *fakeImages) Mounts() (ids []string) {
 }
 
 func (f *fakeImages) Mapped() error { return nil }
+
+func (f *fakeImages) Diff(context.Context, string, io.Writer) error { return nil }
 
 func (f *fakeImages) WritableUsage(ctx context.Context, id string) (imagestore.Usage, error) {
 	if f.usage != nil {

@@ -100,6 +100,31 @@ func ownContext(ctx context.Context, limit time.Duration) (context.Context, cont
 	return context.WithCancel(context.WithoutCancel(ctx))
 }
 
+// bounded is do for work that its caller bounds: when ctx ends, the work is
+// cancelled, and its end, with what it undoes, is waited for.
+func (fs *flights) bounded(ctx context.Context, key string, limit time.Duration, work func(ctx context.Context, at func(step string)) error) error {
+	if d, ok := ctx.Deadline(); ok {
+		limit = min(limit, max(time.Until(d), 1)) // 0 is none
+	}
+	f, err := fs.join(ctx, key, limit, func(ctx context.Context, at func(string)) (string, error) {
+		err := work(ctx, at)
+		if err != nil && ctx.Err() != nil {
+			err = kind.Wrap(kind.Of(ctx.Err()), err)
+		}
+		return "", err
+	})
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, f.cancel)
+	defer stop()
+	<-f.done
+	if f.err != nil && ctx.Err() != nil {
+		return kind.Wrap(kind.Of(ctx.Err()), f.err)
+	}
+	return f.err
+}
+
 // begin runs work of noded's own, which nobody waits for, until it is done or
 // noded stops. Once noded is stopping it does nothing: the next start will.
 func (fs *flights) begin(key string, work func(context.Context)) {

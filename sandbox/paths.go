@@ -26,7 +26,7 @@ func (p podPaths) shm() string        { return filepath.Join(p.state, "shm") }
 // containerPaths are the paths of one container; its root filesystem and
 // stdio belong to the image store and the shim.
 type containerPaths struct {
-	root string // root/containers/<id>: record.json and bundle/
+	root string // root/containers/<id>: record.json, bundle/, and restore/ until it is started
 }
 
 func (m *Manager) containerPaths(id string) containerPaths {
@@ -34,5 +34,8 @@ func (m *Manager) containerPaths(id string) containerPaths {
 }
 
 func (c containerPaths) bundle() string { return filepath.Join(c.root, "bundle") }
+
+// restore holds the process images that the container is to go on from.
+func (c containerPaths) restore() string { return filepath.Join(c.root, "restore") }
 
 func (m *Manager) quarantine() string { return filepath.Join(m.opts.Root, "quarantine") }

@@ -39,6 +39,7 @@ type podRecord struct {
 	OwnCgroup  bool   // noded made it, and removes it
 	NetworkOwe bool   // Add may have run, so Del is owed
 	IPs        []string
+	Restoring  bool `json:",omitempty"` // not told to anybody yet: a start destroys it
 	InitOwe    bool // the shared PID namespace's init may exist
 	Init       runtime.Process
 
@@ -76,6 +77,8 @@ type containerRecord struct {
 	// StartError is why the command cannot be executed, known since create
 	// and reported by StartContainer, as kubelets expect it there.
 	StartError *startError
+	// Restore says that its start lets it go on from a checkpoint.
+	Restore bool `json:",omitempty"`
 	// RuntimeGone is set when the OCI runtime and the shim hold nothing of it.
 	RuntimeGone bool
 	// Resources are the limits asked for and Figures those that the kernel

@@ -32,7 +32,7 @@ func testPodRecord(t *testing.T) (podRecord, *cri.PodSandboxConfig) {
 		Version: recordVersion, ID: newID(), State: podReady, CreatedAt: time.Now().UTC(), BootID: "b", HandlerName: "runc",
 		Handler: runtime.Handler{Name: "runc", Path: "/usr/bin/runc"}, Config: raw, Cgroup: "/c", OwnCgroup: true, NetworkOwe: true,
 		IPs: []string{"10.0.0.2", "fd00::2"}, InitOwe: true, Init: runtime.Process{Pid: 7, StartTime: 9},
-		Overhead: json.RawMessage(`{"cpuShares":"2"}`), Resources: json.RawMessage(`{"cpuShares":"3"}`),
+		Restoring: true, Overhead: json.RawMessage(`{"cpuShares":"2"}`), Resources: json.RawMessage(`{"cpuShares":"3"}`),
 		Resize: &resizeRecord{Before: []cgroup.Setting{{File: "cpu.shares", Value: "2"}}},
 	}, config
 }
@@ -77,7 +77,7 @@ func TestContainerRecordRoundTrip(t *testing.T) {
 		Config: raw, ImageID: "sha256:1", ImageName: "i", Cgroup: "/c/1", LogPath: "/l", User: userdb.User{UID: 1},
 		StopSignal: 15, StopSignalName: cri.Signal_SIGNAL_SIGTERM, CreatedAt: now, StartedAt: now, FinishedAt: now,
 		Process: runtime.Process{Pid: 1}, ExitCode: 1, Reason: "r", Message: "m", StartError: &startError{Code: 127, Message: "x"},
-		RuntimeGone: true, Resources: json.RawMessage(`{"cpuShares":"2"}`), Figures: json.RawMessage(`{"cpuShares":"3"}`),
+		Restore: true, RuntimeGone: true, Resources: json.RawMessage(`{"cpuShares":"2"}`), Figures: json.RawMessage(`{"cpuShares":"3"}`),
 		UpdateAnnotations: map[string]string{"a": "b"}, OOMKills: 1,
 		Resize: &resizeRecord{
 			Before:   []cgroup.Setting{{File: "cpu.max", Value: "max 100000"}},

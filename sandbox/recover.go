@@ -14,6 +14,7 @@ import (
 	"noded.dev/noded/internal/namespace"
 	"noded.dev/noded/internal/steps"
 	"noded.dev/noded/runtime"
+	"noded.dev/noded/sandbox/checkpoint"
 )
 
 // settleLimit bounds what start-up does for one pod or container. What is not
@@ -34,6 +35,7 @@ func (m *Manager) recover(ctx context.Context) error {
 		return fmt.Errorf("ask the shim for its containers: %w", err)
 	}
 	return steps.Run(ctx, "recover", nil,
+		steps.Step{Name: "undo checkpoints", Do: m.undoCaptures},
 		steps.Step{Name: "settle containers", Do: func(ctx context.Context) error { return m.settleContainers(ctx, held) }},
 		steps.Step{Name: "settle pods", Do: func(ctx context.Context) error { return m.settlePods(ctx, held) }},
 		steps.Step{Name: "remove ownerless", Do: func(ctx context.Context) error {
@@ -56,9 +58,14 @@ func (m *Manager) load() error {
 		}
 	}
 	pods, containers := filepath.Join(m.opts.Root, "pods"), filepath.Join(m.opts.Root, "containers")
-	for _, dir := range []string{pods, containers} {
+	for _, dir := range []string{pods, containers, m.captures()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("make records folder: %w", err)
+		}
+	}
+	if m.runtime.Criu() != "" {
+		if _, err := checkpoint.Key(m.keyFile()); err != nil {
+			return err
 		}
 	}
 	err := loadRecords(pods, m.quarantine(), func(id string, b []byte) error {
@@ -129,7 +136,9 @@ func (c *Container) settle(ctx context.Context, state runtime.State, held bool) 
 		// Nothing lives across a boot, and its pids are strangers' now.
 		c.finish(runtime.Exit{ID: c.id, Code: 255, At: time.Now()}, reasonNodeBoot, "the node was restarted")
 		return nil
-	case !held:
+	case rec.Restore && rec.State == stateCreated:
+		return nil // the runtime makes it when it is started
+	case !held && !(rec.Restore && rec.State == stateStarting):
 		c.finish(runtime.Exit{ID: c.id, Code: 255, At: time.Now(), Lost: true}, reasonLost, "the shim does not know the container")
 		return nil
 	case state.Exit != nil:
@@ -156,7 +165,7 @@ func (c *Container) settle(ctx context.Context, state runtime.State, held bool) 
 // startAgain finishes a start that a crash cut off. The runtime may or may not
 // have been told to start, and may be told again.
 func (c *Container) startAgain(ctx context.Context) error {
-	err := c.m.runtime.Start(ctx, c.id)
+	err := c.startProcess(ctx)
 	switch {
 	case err == nil:
 		return c.started()
@@ -182,7 +191,7 @@ func (m *Manager) settlePods(ctx context.Context, held map[string]runtime.State)
 func (p *Pod) settle(ctx context.Context, held map[string]runtime.State) error {
 	rec := p.record()
 	switch {
-	case rec.State == podCreating || rec.State == podRemoving:
+	case rec.State == podCreating || rec.State == podRemoving || rec.Restoring:
 		p.m.destroyAfter(0, p.id, p.log, p.busy, p.destroy)
 		return nil
 	case rec.State == podStopped:

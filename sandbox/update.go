@@ -62,6 +62,9 @@ func (c *Container) update(ctx context.Context, req *cri.UpdateContainerResource
 	if s := c.view.Load().state; s != stateCreated && s != stateRunning {
 		return kind.Errorf(kind.Precondition, "container %s (%s) is %s, its limits cannot be changed", c.id, c.name(), s)
 	}
+	if rec := c.record(); rec.Restore && rec.State == stateCreated {
+		return kind.Errorf(kind.Precondition, "container %s (%s) has no cgroup before it is restored by its start", c.id, c.name())
+	}
 	if c.record().Resize != nil {
 		// A restore that failed comes first: what is in force now is half of
 		// another update.

@@ -108,6 +108,7 @@ func (i *inspector) all(ctx context.Context) {
 	i.overlay()
 	i.cgroups()
 	i.runtimes(ctx)
+	i.checkpoints(ctx)
 	i.network(ctx)
 	i.limits()
 	i.folders()

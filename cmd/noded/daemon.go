@@ -145,9 +145,18 @@ func (d *daemon) openRuntime(ctx context.Context) (c io.Closer, err error) {
 	d.runtime, err = runtime.Open(ctx, runtime.Options{
 		StateDir: d.cfg.State, ShimCommand: []string{self, "shim", "--state", d.cfg.State},
 		Handlers: runtimeHandlers(d.cfg, d.systemdCgroup(host)), Default: d.cfg.Runtime.Default,
-		Log: d.log.WithField("part", "runtime"),
+		Criu: criuCommand(d.cfg), Log: d.log.WithField("part", "runtime"),
 	})
 	return d.runtime, err
+}
+
+// criuCommand is the criu that makes checkpoints; "" if there are to be none.
+// runc looks it up by this very name.
+func criuCommand(cfg config.Config) string {
+	if !cfg.Runtime.Checkpoint {
+		return ""
+	}
+	return findCommand("criu")
 }
 
 func (d *daemon) systemdCgroup(host *cgroup.Host) bool {
