@@ -102,11 +102,11 @@ type Call struct {
 	Duration time.Duration
 }
 
-// Server answers the CRI. What it does not override answers Unimplemented,
-// which makes the kubelet fall back to the calls that are there.
+// Server answers the CRI, all of it: what it embeds has no calls that answer
+// Unimplemented, so that one a new CRI brings does not compile until it is there.
 type Server struct {
-	api.UnimplementedRuntimeServiceServer
-	api.UnimplementedImageServiceServer
+	api.UnsafeRuntimeServiceServer
+	api.UnsafeImageServiceServer
 
 	sandboxes Sandboxes
 	images    Images
