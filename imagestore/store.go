@@ -326,7 +326,7 @@ func isHex(s string) bool {
 
 // Pulls returns the progress of the pulls under way, oldest first.
 func (s *Store) Pulls() []Progress {
-	var list []Progress
+	list := []Progress{} // in crictl info, none are [] and not null
 	for _, p := range s.snapshot.Load().pullList {
 		list = append(list, p.progress())
 	}
