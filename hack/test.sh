@@ -19,9 +19,9 @@ fi
 hack/criu.sh || echo "test.sh: there is no criu, tests of checkpoints are skipped" >&2
 # One package at a time: those that use networks or start daemons measure what
 # is left on the machine afterwards.
-go test -p 1 -count 1 -timeout 10m ./...
+go test -p 1 -count 1 -timeout 20m ./...
 for module in test/*/go.mod; do
   [[ -e $module ]] || continue
   echo "+ go test in $(dirname "$module")"
-  (cd "$(dirname "$module")" && go test -p 1 -count 1 -timeout 15m ./...)
+  (cd "$(dirname "$module")" && go test -p 1 -count 1 -timeout 20m ./...)
 done
