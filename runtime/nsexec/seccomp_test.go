@@ -68,8 +68,11 @@ func TestSeccompBehaves(t *testing.T) {
 func compareCalls(t *testing.T, here, there string) {
 	t.Helper()
 	a, b := lines(here), lines(there)
-	if len(a) < 1000 || len(a) != len(b) {
+	if len(a) < 700 || len(a) != len(b) {
 		t.Fatalf("%d lines here, %d by the runtime; last %q %q", len(a), len(b), a[len(a)-1], b[len(b)-1])
+	}
+	if slices.Contains(a, "i386 absent") {
+		t.Log("this kernel runs no 32-bit programs: their calls are not compared")
 	}
 	for i := range a {
 		f := strings.Fields(a[i])

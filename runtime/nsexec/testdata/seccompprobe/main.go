@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"syscall"
 )
 
@@ -60,6 +61,13 @@ func skip(nr uintptr) bool {
 }
 
 func probe32() {
+	// A kernel without 32-bit programs (CONFIG_IA32_EMULATION) faults here.
+	debug.SetPanicOnFault(true)
+	defer func() {
+		if recover() != nil {
+			fmt.Println("i386 absent")
+		}
+	}()
 	for nr := uint32(0); nr < 500; nr++ {
 		switch nr {
 		// exit, fork, pause, alarm, sync, sigsuspend, vfork, clone, exit_group and what changes this process
