@@ -199,12 +199,23 @@ func gone(err error) bool {
 }
 
 // writeFile writes without creating: a missing file must stay an error where
-// the folder is an ordinary one.
+// the folder is an ordinary one. It goes around os.File, which takes EAGAIN
+// (memory.reclaim: less could be reclaimed) for a call to wait until the file
+// can be written, and then waits for ever.
 func writeFile(name, value string) error {
-	f, err := os.OpenFile(name, os.O_WRONLY, 0)
+	fd, err := unix.Open(name, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return &fs.PathError{Op: "open", Path: name, Err: err}
 	}
-	_, err = f.WriteString(value)
-	return errors.Join(err, f.Close())
+	defer unix.Close(fd)
+	for {
+		_, err := unix.Write(fd, []byte(value))
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return &fs.PathError{Op: "write", Path: name, Err: err}
+		}
+		return nil
+	}
 }

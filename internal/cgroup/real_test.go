@@ -210,6 +210,29 @@ func TestRealOOM(t *testing.T) {
 	}
 }
 
+// The kernel answers EAGAIN where it can reclaim less than it is asked to,
+// which is no reason to wait.
+func TestMemoryInUse(t *testing.T) {
+	h, dir := realGroup(t)
+	if _, v2 := h.controller("memory"); !v2 {
+		t.Skip("the memory controller of v1 refuses such a limit itself")
+	}
+	shell(t, h.Folders(dir), "exec sleep 1000")
+	checked := make(chan error, 1)
+	go func() { checked <- h.CheckMemoryLimit(dir, 4096) }()
+	select {
+	case err := <-checked:
+		if !kind.Is(err, kind.Precondition) {
+			t.Errorf("a limit below what a process needs: %v", err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("no answer within 30 s")
+	}
+	if pids, err := h.Pids(dir); err != nil || len(pids) != 1 {
+		t.Errorf("left: %v, %v", pids, err)
+	}
+}
+
 // TestStatsIsCheap keeps the promise that reading opens nothing again.
 func TestStatsIsCheap(t *testing.T) {
 	h, dir := realGroup(t)
