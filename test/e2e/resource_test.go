@@ -173,7 +173,7 @@ func TestNode(t *testing.T) {
 	if c.GetLinux().GetCgroupDriver() != cri.CgroupDriver_CGROUPFS {
 		t.Errorf("driver %v", c)
 	}
-	_, err = n.Runtime.CheckpointContainer(ctx, &cri.CheckpointContainerRequest{})
+	_, err = n.Runtime.CheckpointContainer(ctx, &cri.CheckpointContainerRequest{ContainerId: "c", Location: "/checkpoint.tar"})
 	wantCode(t, err, codes.Unimplemented)
 	_, err = n.Runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: n.PodConfig(t), RuntimeHandler: "no-such"})
 	wantCode(t, err, codes.NotFound)

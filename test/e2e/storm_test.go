@@ -138,9 +138,10 @@ func patient(n *node.Node, config *cri.PodSandboxConfig, i int, mayLose bool) er
 	return nil
 }
 
-// repeat calls again what was interrupted by the daemon's or the shim's death.
+// repeat calls again what was interrupted by the daemon's or the shim's death,
+// for longer than a storm lasts: on a busy machine a step may need the calm after it.
 func repeat(do func() error) error {
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		err := do()
 		switch status.Code(err) {
