@@ -22,8 +22,10 @@ const gates = `featureGates: {EventedPLEG: true, CRIListStreaming: true, PodAndC
 // and takes its statistics from the runtime.
 func TestGates(t *testing.T) {
 	k := start(t, gates)
-	scenarios(t, k, map[string]func(*testing.T, *Kubelet){
-		"web": web, "crash": crash, "grace": grace, "event": event, "statistics": statistics,
+	t.Run("pods", func(t *testing.T) { // which ends when all in it have
+		scenarios(t, k, map[string]func(*testing.T, *Kubelet){
+			"web": web, "crash": crash, "grace": grace, "event": event, "statistics": statistics,
+		})
 	})
 	t.Run("calls", func(t *testing.T) { calls(t, k) })
 }
