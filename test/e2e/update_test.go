@@ -114,7 +114,7 @@ func TestUpdateRefused(t *testing.T) {
 	c := p.Run(t, "x=$(head -c 30000000 /dev/zero | tr '\\0' x); echo full; sleep 1000; echo $x", func(c *cri.ContainerConfig) {
 		c.Linux.Resources = &cri.LinuxContainerResources{CpuShares: 1024, CpuPeriod: 100000, CpuQuota: 50000, MemoryLimitInBytes: 256 << 20, OomScoreAdj: 500}
 	})
-	node.Eventually(t, "memory is in use", 10*time.Second, func() bool { return c.Log(t).Text() == "full\n" })
+	node.Eventually(t, "memory is in use", time.Minute, func() bool { return c.Log(t).Text() == "full\n" })
 	before, pids := kernelLimits(t, c), c.Pids(t)
 	told := c.Status(t).GetResources().String()
 	huge := []*cri.HugepageLimit{{PageSize: "2MB", Limit: 4 << 20}}

@@ -106,7 +106,7 @@ func calls(t *testing.T, k *Kubelet) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, call := range []string{"StreamPodSandboxes", "StreamContainers", "ListPodSandboxMetrics", "ListMetricDescriptors"} {
+	for _, call := range []string{"StreamPodSandboxes", "StreamContainers", "StreamPodSandboxMetrics", "ListMetricDescriptors"} {
 		if !strings.Contains(string(data), call) {
 			t.Errorf("the kubelet has never called %s", call)
 		}
