@@ -20,15 +20,7 @@ func updatePod(n *node.Node, id string, resources, overhead *cri.LinuxContainerR
 // podLimits are the contents of a pod's own cgroup.
 func podLimits(t *testing.T, p *node.Pod) enforced {
 	t.Helper()
-	e := enforced{
-		shares: p.PodLimit(t, "cpu.shares", "cpu.weight"), memory: p.PodLimit(t, "memory.limit_in_bytes", "memory.max"),
-		swap: p.PodLimit(t, "memory.memsw.limit_in_bytes", "memory.swap.max"), cpus: p.PodLimit(t, "cpuset.cpus", "cpuset.cpus"),
-		quota: p.PodLimit(t, "cpu.cfs_quota_us", "cpu.max"),
-	}
-	if !node.UnifiedCgroup() {
-		e.quota += " " + p.PodLimit(t, "cpu.cfs_period_us", "")
-	}
-	return e
+	return enforcedBy(func(v1, v2 string) string { return p.PodLimit(t, v1, v2) })
 }
 
 func verbosePod(t *testing.T, p *node.Pod) string {

@@ -17,17 +17,22 @@ import (
 // enforced is what the kernel says of a container, in the files' own words.
 type enforced struct{ shares, quota, memory, swap, cpus string }
 
-func kernelLimits(t *testing.T, c *node.Container) enforced {
-	t.Helper()
+// enforcedBy reads with limit, which is given a file's names in v1 and v2.
+func enforcedBy(limit func(v1, v2 string) string) enforced {
 	e := enforced{
-		shares: c.Limit(t, "cpu.shares", "cpu.weight"), memory: c.Limit(t, "memory.limit_in_bytes", "memory.max"),
-		swap: c.Limit(t, "memory.memsw.limit_in_bytes", "memory.swap.max"), cpus: c.Limit(t, "cpuset.cpus", "cpuset.cpus"),
-		quota: c.Limit(t, "cpu.cfs_quota_us", "cpu.max"),
+		shares: limit("cpu.shares", "cpu.weight"), memory: limit("memory.limit_in_bytes", "memory.max"),
+		swap: limit("memory.memsw.limit_in_bytes", "memory.swap.max"), cpus: limit("cpuset.cpus", "cpuset.cpus"),
+		quota: limit("cpu.cfs_quota_us", "cpu.max"),
 	}
 	if !node.UnifiedCgroup() {
-		e.quota += " " + c.Limit(t, "cpu.cfs_period_us", "")
+		e.quota += " " + limit("cpu.cfs_period_us", "")
 	}
 	return e
+}
+
+func kernelLimits(t *testing.T, c *node.Container) enforced {
+	t.Helper()
+	return enforcedBy(func(v1, v2 string) string { return c.Limit(t, v1, v2) })
 }
 
 // TestUpdate changes limits one by one: what is not named keeps its value, the
